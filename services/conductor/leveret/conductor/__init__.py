@@ -1,0 +1,1 @@
+"""The only writer of Postgres: takes requests, places VMs, applies what hosts report, sweeps, relays events."""

@@ -1,0 +1,149 @@
+"""The conductor process: everything is built here, and nothing is opened before it is started."""
+
+import argparse
+import asyncio
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from importlib.metadata import version
+
+import structlog
+import uvloop
+from prometheus_client import start_http_server
+
+from leveret.conductor import metrics
+from leveret.conductor.database import Pool, open_pool
+from leveret.conductor.decisions import Limits
+from leveret.conductor.heartbeats import HeartbeatHandler
+from leveret.conductor.relay import Relay
+from leveret.conductor.reports import ReportHandler
+from leveret.conductor.requests import RequestHandler
+from leveret.conductor.settings import ConductorSettings
+from leveret.conductor.sweeper import Sweeper
+from leveret.shared import logs, topology
+from leveret.shared.bus import Consumer, Furniture, Link, Paused, Publisher
+from leveret.shared.loop import Loop
+
+log = structlog.get_logger()
+
+
+class Conductor:
+    """A conductor and its parts. Any number of them may run: none leads (law 9)."""
+
+    def __init__(self, settings: ConductorSettings, pool: Pool, rng: random.Random | None = None) -> None:
+        self.settings = settings
+        self.pool = pool
+        limits = limits_of(settings)
+        self.publisher = Publisher(settings.amqp_user)
+        self.publishing = Link(settings.amqp_url, "conductor-publish")
+        self.publishing.add(Furniture())
+        self.publishing.add(self.publisher)
+        self.consuming = Link(settings.amqp_url, "conductor-consume")
+        self.consuming.add(Furniture())
+
+        self.relay = Relay(pool, self.publisher)
+        self.sweeper = Sweeper(
+            pool,
+            self.publisher,
+            limits,
+            resend=timedelta(seconds=settings.resend_s),
+            lease=timedelta(seconds=settings.lease_s),
+            keep_deleted_days=settings.keep_deleted_days,
+            rng=rng,
+        )
+        relay_loop = Loop("relay", _quiet(self.relay.relay_once), every_s=0.5)
+        sweep_loop = Loop("sweeper", _quiet(self.sweeper.sweep_once), every_s=settings.sweep_s)
+        self.loops = [relay_loop, sweep_loop, Loop("forgetter", _quiet(self.sweeper.forget_once), every_s=3600)]
+
+        requests = RequestHandler(pool, self.publisher, limits, settings.gateway_users, relay=relay_loop, rng=rng)
+        reports = ReportHandler(
+            pool,
+            self.publisher,
+            limits,
+            cordon_after=settings.cordon_after_failures,
+            placer=sweep_loop,
+            relay=relay_loop,
+        )
+        heartbeats = HeartbeatHandler(pool, self.publisher)
+        self.consumers = [
+            Consumer(self.consuming, queue, handle, self.publisher, batch_max=settings.batch_max)
+            for queue, handle in (
+                (topology.REQUESTS_QUEUE, requests.handle),
+                (topology.REPORTS_QUEUE, reports.handle),
+                (topology.HEARTBEATS_QUEUE, heartbeats.handle),
+            )
+        ]
+
+    async def start(self) -> None:
+        self.publishing.start()
+        self.consuming.start()
+        for consumer in self.consumers:
+            consumer.start()
+            metrics.CONSUMING.labels(queue=consumer.queue).set_function(partial(getattr, consumer, "is_consuming"))
+        for loop in self.loops:
+            loop.start()
+
+    async def stop(self) -> None:
+        """Take no more, finish what is in hand within the drain time, close."""
+        await asyncio.gather(*(consumer.stop(self.settings.drain_s) for consumer in self.consumers))
+        for loop in self.loops:
+            await loop.stop()
+        await self.consuming.stop()
+        await self.publishing.stop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_s):
+                await self.pool.close()
+
+
+def _quiet(verb: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
+    """A loop's verb for which an absent Postgres is news of one line, not a traceback."""
+
+    async def quietly() -> None:
+        try:
+            await verb()
+        except Paused as paused:
+            log.warning("loop.paused", loop=verb.__name__, reason=str(paused))
+
+    return quietly
+
+
+def limits_of(settings: ConductorSettings) -> Limits:
+    return Limits(
+        build=timedelta(seconds=settings.build_timeout_s),
+        change=timedelta(seconds=settings.change_timeout_s),
+        delete=timedelta(seconds=settings.delete_timeout_s),
+        attempts=settings.max_attempts,
+    )
+
+
+async def run(settings: ConductorSettings) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    conductor = Conductor(settings, await open_pool(settings.database_url, max_size=settings.db_pool_max))
+    await conductor.start()
+    log.info("conductor.started", version=version("leveret"))
+    await stopping.wait()
+    log.info("conductor.stopping")
+    await conductor.stop()
+    log.info("conductor.stopped")
+
+
+def main() -> None:
+    """`leveret-conductor`: settings come from the environment, see leveret.conductor.settings."""
+    parser = argparse.ArgumentParser(prog="leveret-conductor", description=__doc__, epilog=main.__doc__)
+    parser.add_argument("--version", action="version", version=version("leveret"))
+    parser.parse_args()
+    settings = ConductorSettings()
+    logs.configure("conductor", level=settings.log_level, style=settings.log_format)
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr="127.0.0.1")
+    uvloop.run(run(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Creating VMs: a wave of creates becomes rows, placements, addresses, events and verdicts in one transaction."""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from ipaddress import IPv4Address
+from typing import Any
+from uuid import UUID
+
+from leveret.conductor.database import Connection
+from leveret.conductor.decisions import Limits
+from leveret.conductor.placing import place
+from leveret.conductor.request import Request
+from leveret.conductor.rows import Change, Event, Vm
+from leveret.conductor.store import addresses, refusals, vms
+from leveret.shared.documents import CreateVm, ImageByName
+from leveret.shared.errors import Code, Problem
+from leveret.shared.ids import mac_for, name_for
+from leveret.shared.lifecycle import Desired, State, Step
+
+
+async def create(
+    connection: Connection,
+    creates: Sequence[Request],
+    known: Mapping[UUID, Vm],
+    now: datetime,
+    limits: Limits,
+    rng: random.Random,
+) -> list[Change]:
+    """Make the VMs that can be made, and set every verdict, but for those that lost a race and come again."""
+    buried = await refusals.buried(connection, [(request.vm_id, request.project) for request in creates])
+    fresh = [request for request in creates if _is_new(request, known.get(request.vm_id), buried)]
+    wanted = await _describe(connection, fresh, now, limits)
+    placements = await place(connection, [vm for _, vm in wanted], now, rng)
+    by_id = {request.vm_id: request for request in fresh}
+    for vm_id, problem in placements.refused.items():
+        by_id[vm_id].refuse(problem)
+    born = await _with_addresses(connection, placements.placed, by_id)
+    written = await vms.record(connection, [_birth(change, by_id[change.after.id]) for change in born])
+    await _finish(connection, written, by_id)
+    for change in written:
+        by_id[change.after.id].accept(change.after)
+    await refusals.reject(
+        connection,
+        [
+            refusals.Rejection(request.vm_id, request.project, request.request_id, request.verdict.problem)
+            for request in creates
+            if request.verdict is not None and request.verdict.problem is not None
+        ],
+    )
+    return written
+
+
+def _is_new(request: Request, vm: Vm | None, buried: set[tuple[UUID, str]]) -> bool:
+    """Whether there is something to make; the verdict of a repetition or a clash is set here."""
+    if vm is None and (request.vm_id, request.project) not in buried:
+        return True
+    if vm is None:
+        request.refuse(Problem.of(Code.VM_DELETED, f"VM {request.vm_id} was deleted before it was created."))
+    elif vm.project_id == request.project and vm.spec_hash == request.spec_hash:
+        request.accept(vm)
+    elif vm.project_id == request.project and vm.state is State.DELETED:
+        request.refuse(Problem.of(Code.VM_DELETED, f"VM {request.vm_id} existed and was deleted."))
+    else:
+        request.refuse(Problem.of(Code.ID_CONFLICT, f"The id {request.vm_id} belongs to another request."))
+    return False
+
+
+async def _describe(
+    connection: Connection, fresh: Sequence[Request], now: datetime, limits: Limits
+) -> list[tuple[Request, Vm]]:
+    """The rows that these requests ask for. Those that cannot be are refused."""
+    bodies = {request.vm_id: _body(request) for request in fresh}
+    images = await _images(connection, bodies.values())
+    networks = await addresses.networks(connection, sorted({body.network for body in bodies.values()}))
+    names = {request.vm_id: bodies[request.vm_id].name or name_for(request.vm_id) for request in fresh}
+    taken = await vms.names_taken(connection, [(request.project, names[request.vm_id]) for request in fresh])
+    described = []
+    for request in fresh:
+        body, name = bodies[request.vm_id], names[request.vm_id]
+        image = images.get(body.image.name) if isinstance(body.image, ImageByName) else body.image.model_dump()
+        if image is None:
+            request.refuse(Problem.of(Code.IMAGE_UNKNOWN, f"No image is registered as {_image_name(body)!r}."))
+        elif body.network not in networks:
+            request.refuse(Problem.of(Code.NETWORK_UNKNOWN, f"There is no network {body.network!r}."))
+        elif (request.project, name) in taken:
+            request.refuse(Problem.of(Code.NAME_TAKEN, f"Another VM of this project is called {name!r}."))
+        else:
+            taken.add((request.project, name))
+            described.append((request, _row(request, body, name, image, now, limits)))
+    return described
+
+
+def _row(request: Request, body: CreateVm, name: str, image: dict[str, str], now: datetime, limits: Limits) -> Vm:
+    spec = body.model_dump(mode="json", exclude={"user_data", "user_data_base64"}, exclude_defaults=True)
+    return Vm(
+        id=request.vm_id,
+        project_id=request.project,
+        name=name,
+        spec=spec,
+        spec_hash=request.spec_hash,
+        labels=body.labels,
+        vcpus=body.vcpus,
+        memory_mib=body.memory_mib,
+        disk_gib=body.disk_gib,
+        image=image,
+        network=body.network,
+        mac=mac_for(request.vm_id),
+        address=None,
+        desired=Desired.RUNNING if body.running else Desired.STOPPED,
+        state=State.PENDING,
+        step=Step.SCHEDULING,
+        created_at=now,
+        deadline=now + limits.build,
+        recent_requests=(request.request_id,),
+    )
+
+
+async def _with_addresses(
+    connection: Connection, placed: Sequence[Change], by_id: Mapping[UUID, Request]
+) -> list[Change]:
+    """Give every placed VM an address; who gets none is refused, and its placement is not recorded."""
+    free = await addresses.reserve(connection, Counter(change.after.network for change in placed))
+    given = []
+    for change in placed:
+        left = free[change.after.network]
+        if left:
+            given.append(replace(change, after=replace(change.after, address=left.pop(0))))
+        else:
+            message = f"Network {change.after.network!r} has no free address."
+            by_id[change.after.id].refuse(Problem.of(Code.NO_ADDRESS, message))
+    return given
+
+
+def _birth(change: Change, request: Request) -> Change:
+    """The events of a new VM: accepted, then what its placement logged, all about the row as it is inserted."""
+    vm = change.after
+    requested = datetime.fromtimestamp(request.requested_at, UTC).isoformat()
+    pending = replace(vm, state=State.PENDING)
+    accepted = Event(pending, "accepted", {"requested_at": requested, "request_id": request.request_id})
+    return Change(None, vm, (accepted, *(replace(event, vm=vm) for event in change.events)))
+
+
+async def _finish(connection: Connection, written: Sequence[Change], by_id: Mapping[UUID, Request]) -> None:
+    """What belongs to a new row: its address, its user-data, and the end of any earlier rejection."""
+    taken: list[tuple[str, IPv4Address, UUID]] = []
+    user_data: dict[UUID, bytes] = {}
+    for change in written:
+        vm = change.after
+        if vm.address is not None:
+            taken.append((vm.network, vm.address, vm.id))
+        data = _body(by_id[vm.id]).user_data_bytes()
+        if data is not None:
+            user_data[vm.id] = data
+    await addresses.take(connection, taken)
+    await vms.put_user_data(connection, user_data)
+    await refusals.forgive(connection, [change.after.id for change in written])
+
+
+async def _images(connection: Connection, bodies: Any) -> dict[str, dict[str, str]]:
+    """The registered images that these documents name."""
+    names = sorted({body.image.name for body in bodies if isinstance(body.image, ImageByName)})
+    if not names:
+        return {}
+    rows = await connection.fetch("SELECT name, url, sha256, format FROM images WHERE name = ANY($1)", names)
+    return {row["name"]: dict(row) for row in rows}
+
+
+def _body(request: Request) -> CreateVm:
+    assert isinstance(request.body, CreateVm)
+    return request.body
+
+
+def _image_name(body: CreateVm) -> str:
+    return body.image.name if isinstance(body.image, ImageByName) else body.image.url

@@ -1,0 +1,74 @@
+"""The pool, and what counts as Postgres being away."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import asyncpg
+from asyncpg.pool import PoolConnectionProxy
+
+from leveret.shared.bus import Paused
+
+# asyncpg's classes are generic for the type checker only.
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+#: Errors after which the very same transaction may be tried again: Postgres is down, coming up, read-only, out of
+#: disk or memory, slow, or has broken a deadlock. What it did with a COMMIT that failed so is unknown: read by id.
+TRANSIENT = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # 57xxx: admin or crash shutdown, cannot connect now, cancelled by a time limit
+    asyncpg.InsufficientResourcesError,  # 53xxx: disk full, out of memory, too many connections
+    asyncpg.TransactionRollbackError,  # 40xxx: deadlock, serialization
+    asyncpg.ObjectNotInPrerequisiteStateError,  # 55xxx: lock not available
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresSystemError,  # 58xxx: I/O errors
+)
+
+COMMAND_TIMEOUT_S = 30
+
+
+async def prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Speak JSON on this connection."""
+    for name in ("json", "jsonb"):
+        await connection.set_type_codec(name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def open_pool(dsn: str, *, max_size: int) -> Pool:
+    """A pool that starts without waiting for Postgres to be there."""
+    return await asyncpg.create_pool(
+        dsn,
+        min_size=0,
+        max_size=max_size,
+        init=prepare,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings={
+            "application_name": "leveret-conductor",
+            "idle_in_transaction_session_timeout": "60s",
+            "lock_timeout": "15s",
+        },
+    )
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """One transaction. Raises Paused when Postgres is away: the caller's batch waits and is tried again."""
+    try:
+        async with pool.acquire(timeout=10) as connection, connection.transaction():
+            yield connection
+    except TRANSIENT as error:
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+            await pool.expire_connections()  # a failover left us on the old primary
+        raise Paused(f"{type(error).__name__}: {error}") from error
+
+
+def count_of(status: str) -> int:
+    """The number of rows in a command's status, such as `UPDATE 3`."""
+    return int(status.rsplit(" ", 1)[-1])
+
+
+Row = dict[str, Any]

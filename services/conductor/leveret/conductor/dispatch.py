@@ -1,0 +1,120 @@
+"""Telling hosts what to make true, and askers what became of their requests."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from leveret.conductor.database import Connection
+from leveret.conductor.rows import VM_COLUMNS, Vm
+from leveret.shared import topology
+from leveret.shared.bus import Delivery, Envelope, Publisher
+from leveret.shared.bus.publishing import DIRECT_REPLY
+from leveret.shared.lifecycle import Desired, State, Step, Wanted
+from leveret.shared.messages import DesiredVm, Image, ListVms, Nic
+
+_COMMANDS = f"""
+SELECT {", ".join(f"v.{name}" for name in VM_COLUMNS)}, h.epoch, n.cidr, n.gateway, n.dns, u.user_data,
+       extract(epoch FROM v.deadline - now())::float8 AS left_s
+FROM vms v
+JOIN hosts h ON h.id = v.host_id
+JOIN networks n ON n.name = v.network
+LEFT JOIN vm_user_data u ON u.vm_id = v.id AND v.state = 'building'
+WHERE v.id = ANY($1)
+"""  # noqa: S608 - our own column names
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something to say to a host. Losing it does no harm: the sweeper says it again."""
+
+    host_id: UUID
+    message: DesiredVm | ListVms
+
+
+async def commands_for(connection: Connection, ids: Iterable[UUID]) -> list[Command]:
+    """What the hosts of these VMs should make true now, as the rows say in this very transaction."""
+    rows = await connection.fetch(_COMMANDS, list(ids))
+    return [Command(row["host_id"], _desired(Vm.of(row), row)) for row in rows]
+
+
+def wanted_of(vm: Vm) -> Wanted:
+    """What the host of a VM is told to make true of it."""
+    if vm.desired is Desired.DELETED or vm.step == Step.CLEANUP:
+        return Wanted.ABSENT
+    return Wanted(vm.desired)
+
+
+def _desired(vm: Vm, row: Any) -> DesiredVm:
+    assert vm.token is not None
+    user_data = row["user_data"]
+    return DesiredVm(
+        vm_id=vm.id,
+        host_epoch=row["epoch"],
+        project=vm.project_id,
+        name=vm.name,
+        generation=vm.generation,
+        token=vm.token,
+        wanted=wanted_of(vm),
+        may_build=vm.state is State.BUILDING and vm.step != Step.CLEANUP,
+        restarts=vm.restarts,
+        grace_s=vm.grace_s,
+        vcpus=vm.vcpus,
+        memory_mib=vm.memory_mib,
+        disk_gib=vm.disk_gib,
+        image=Image(url=vm.image["url"], sha256=vm.image["sha256"], format=vm.image["format"]),
+        ssh_keys=tuple(vm.spec.get("ssh_keys", ())),
+        user_data_base64=base64.b64encode(user_data).decode() if user_data is not None else None,
+        nic=_nic(vm, row),
+        deadline_s=max(row["left_s"] or 0.0, 0.0),
+    )
+
+
+def _nic(vm: Vm, row: Any) -> Nic | None:
+    if vm.address is None:
+        return None
+    return Nic(
+        network=vm.network,
+        mac=vm.mac,
+        address=str(vm.address),
+        prefix=ip_network(row["cidr"]).prefixlen,
+        gateway=str(ip_interface(row["gateway"]).ip),
+        dns=tuple(str(ip_interface(server).ip) for server in row["dns"]),
+    )
+
+
+def absent(vm_id: UUID, epoch: int, token: int, vm: Vm) -> DesiredVm:
+    """The order to remove a remnant: a domain whose placement is proven to be over."""
+    return DesiredVm(
+        vm_id=vm_id,
+        host_epoch=epoch,
+        project=vm.project_id,
+        name=vm.name,
+        generation=vm.generation,
+        token=token,
+        wanted=Wanted.ABSENT,
+        may_build=False,
+        restarts=vm.restarts,
+        grace_s=0,
+        vcpus=vm.vcpus,
+        memory_mib=vm.memory_mib,
+        disk_gib=vm.disk_gib,
+        image=Image(url=vm.image["url"], sha256=vm.image["sha256"], format=vm.image["format"]),
+        nic=None,
+        deadline_s=0.0,
+    )
+
+
+async def send(publisher: Publisher, commands: Sequence[Command]) -> None:
+    for command in commands:
+        await publisher.post(topology.HOSTS.name, str(command.host_id), command.message)
+
+
+async def answer(publisher: Publisher, delivery: Delivery, message: BaseModel) -> None:
+    """Reply to whoever asked, if it asked by direct reply-to; nobody else's queue is ever written to."""
+    if delivery.reply_to and delivery.reply_to.startswith(DIRECT_REPLY):
+        await publisher.post("", delivery.reply_to, message, envelope=Envelope(correlation_id=delivery.correlation_id))

@@ -1,0 +1,96 @@
+"""Rows of Postgres as values."""
+
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from ipaddress import IPv4Address
+from typing import Any
+from uuid import UUID
+
+from leveret.shared.errors import Problem
+from leveret.shared.lifecycle import Desired, State
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A row of `vms`. Decisions make a new one of it with `dataclasses.replace`."""
+
+    id: UUID
+    project_id: str
+    name: str
+    spec: dict[str, Any]
+    spec_hash: bytes
+    labels: dict[str, str]
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+    image: dict[str, str]
+    network: str
+    mac: str
+    address: IPv4Address | None
+    desired: Desired
+    state: State
+    created_at: datetime
+    deadline: datetime | None
+    generation: int = 1
+    restarts: int = 0
+    grace_s: int = 60
+    host_id: UUID | None = None
+    token: int | None = None
+    attempts: int = 0
+    failed_hosts: tuple[dict[str, Any], ...] = ()
+    step: str | None = None
+    observed_generation: int = 0
+    report_epoch: int = 0
+    report_seq: int = 0
+    guest_ready: bool = False
+    steps: tuple[dict[str, Any], ...] = ()
+    ssh: dict[str, Any] | None = None
+    problem: dict[str, Any] | None = None
+    sent_at: datetime | None = None
+    recent_requests: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, row: Any) -> "Vm":
+        """From a record with every column of VM_COLUMNS."""
+        values = {name: row[name] for name in VM_COLUMNS}
+        values["desired"] = Desired(values["desired"])
+        values["state"] = State(values["state"])
+        for name in ("failed_hosts", "steps", "recent_requests"):
+            values[name] = tuple(values[name])
+        return cls(**values)
+
+    @property
+    def is_lagging(self) -> bool:
+        """Whether its host has still something to do for it."""
+        if self.host_id is None:
+            return False
+        if self.state is State.ERROR:
+            return self.step == "cleanup"
+        return self.state in {State.BUILDING, State.DELETING} or self.observed_generation < self.generation
+
+
+VM_COLUMNS = tuple(entry.name for entry in fields(Vm))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact to append to the log. `moved_from` is set when it is a move."""
+
+    vm: Vm
+    type: str
+    data: dict[str, Any] = field(default_factory=dict)
+    moved_from: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a VM: the row before (None for a new one), the row after, and the facts to log."""
+
+    before: Vm | None
+    after: Vm
+    events: tuple[Event, ...] = ()
+
+
+def told(problem: Problem) -> dict[str, Any]:
+    """A problem as it stands in a row."""
+    return problem.model_dump(mode="json", exclude_defaults=True)

@@ -1,0 +1,1 @@
+"""SQL, by aggregate. Plain statements with names; every transaction is opened by the caller."""

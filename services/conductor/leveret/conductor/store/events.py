@@ -1,0 +1,85 @@
+"""The event log: appended to by every transaction, numbered by the relay."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from leveret.conductor.database import Connection, Row
+from leveret.conductor.rows import Event
+
+#: One relay at a time numbers events.
+RELAY_LOCK = 0x6C6576656E7473
+
+_NUMBER = """
+WITH fresh AS (
+    SELECT id, project_id, row_number() OVER (PARTITION BY project_id ORDER BY id) AS n
+    FROM (SELECT id, project_id FROM events WHERE seq IS NULL ORDER BY id LIMIT $1) AS oldest
+), counted AS (
+    UPDATE projects SET last_seq = last_seq + f.n
+    FROM (SELECT project_id, max(n) AS n FROM fresh GROUP BY project_id) AS f
+    WHERE projects.id = f.project_id
+    RETURNING projects.id, projects.last_seq - f.n AS base
+)
+UPDATE events SET seq = counted.base + fresh.n
+FROM fresh JOIN counted ON counted.id = fresh.project_id
+WHERE events.id = fresh.id
+RETURNING events.project_id
+"""
+
+_UNPUBLISHED = """
+SELECT e.id, e.project_id, e.vm_id, e.vm_name, e.seq, e.type, e.state, e.at, e.data
+FROM projects p CROSS JOIN LATERAL (
+    SELECT * FROM events WHERE project_id = p.id AND seq > p.published_seq ORDER BY seq LIMIT $1
+) AS e
+WHERE p.published_seq < p.last_seq
+ORDER BY e.project_id, e.seq
+"""
+
+
+async def append(connection: Connection, events: Sequence[Event]) -> None:
+    if not events:
+        return
+    await connection.execute(
+        """INSERT INTO events (project_id, vm_id, vm_name, type, state, moved_from, data)
+        SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[])""",
+        [event.vm.project_id for event in events],
+        [event.vm.id for event in events],
+        [event.vm.name for event in events],
+        [event.type for event in events],
+        [event.vm.state for event in events],
+        [event.moved_from for event in events],
+        [event.data for event in events],
+    )
+
+
+async def number(connection: Connection, limit: int) -> set[str]:
+    """Give the oldest unnumbered events their numbers, and wake those who watch. Returns the projects concerned.
+
+    Only what is committed is seen here, so a number that a watcher has read is never followed by a smaller one; the
+    events of one VM keep their order, because the VM's row was locked while they were written.
+    """
+    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", RELAY_LOCK):
+        return set()
+    projects = {row["project_id"] for row in await connection.fetch(_NUMBER, limit)}
+    for project in projects:
+        await connection.execute("SELECT pg_notify('leveret_events', $1)", project)
+    return projects
+
+
+async def unpublished(connection: Connection, limit: int) -> list[Row]:
+    """Numbered events that are not known to be with the broker, at most `limit` a project."""
+    return [dict(row) for row in await connection.fetch(_UNPUBLISHED, limit)]
+
+
+async def mark_published(connection: Connection, newest: dict[str, int]) -> None:
+    """Up to here the broker has them. Another relay may have come further: it never goes back."""
+    await connection.execute(
+        """UPDATE projects SET published_seq = greatest(published_seq, n.seq)
+        FROM unnest($1::text[], $2::bigint[]) AS n (id, seq) WHERE projects.id = n.id""",
+        list(newest),
+        list(newest.values()),
+    )
+
+
+def key_of(event: dict[str, Any]) -> str:
+    """The routing key of an event."""
+    return f"vm.{event['vm_id']}.{event['state']}"

@@ -1,0 +1,161 @@
+"""The hosts table: registration, leases, and the counters that VMs' rows add up to."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from leveret.conductor.database import Connection
+from leveret.conductor.rows import Change, Vm, told
+from leveret.conductor.scheduler import HostSnapshot
+from leveret.shared.messages import Heartbeat
+
+_SNAPSHOT = """
+SELECT id, name, zone, state, labels, vcpus, memory_mib, disk_gib,
+       vcpus - vcpus_used AS vcpus_free,
+       memory_mib - memory_mib_used AS memory_mib_free,
+       disk_gib - disk_gib_used AS disk_gib_free
+FROM hosts
+"""
+
+# Capacity never sinks below what is placed: a host that shrank is full, not overbooked.
+_REGISTER = """
+INSERT INTO hosts AS h (id, name, zone, labels, epoch, virt_type, version, vcpus, memory_mib, disk_gib,
+                        foreign_domains, problem)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::bigint[], $6::text[], $7::text[],
+                     $8::integer[], $9::bigint[], $10::bigint[], $11::integer[], $12::jsonb[])
+ORDER BY 1
+ON CONFLICT (id) DO UPDATE SET
+    name = excluded.name, zone = excluded.zone, labels = excluded.labels, epoch = excluded.epoch,
+    virt_type = excluded.virt_type, version = excluded.version,
+    vcpus = greatest(excluded.vcpus, h.vcpus_used),
+    memory_mib = greatest(excluded.memory_mib, h.memory_mib_used),
+    disk_gib = greatest(excluded.disk_gib, h.disk_gib_used),
+    foreign_domains = excluded.foreign_domains, problem = excluded.problem,
+    state = CASE h.state WHEN 'silent' THEN 'up' ELSE h.state END,
+    state_reason = CASE h.state WHEN 'silent' THEN NULL ELSE h.state_reason END,
+    heartbeat_at = now()
+WHERE h.epoch <= excluded.epoch
+"""
+
+# What hosts would report if nothing had been lost; the text that messages.digest_of hashes.
+_DIGESTS = """
+SELECT h.id, left(encode(sha256(convert_to(coalesce(string_agg(
+           concat_ws(':', v.id, v.token, v.generation, v.state), E'\n'
+           ORDER BY concat_ws(':', v.id, v.token, v.generation, v.state) COLLATE "C"), ''), 'UTF8')), 'hex'), 32)
+           AS digest
+FROM unnest($1::uuid[]) AS h (id)
+LEFT JOIN vms v ON v.host_id = h.id AND v.observed_generation = v.generation AND v.state IN ('running', 'stopped')
+GROUP BY h.id
+"""
+
+
+async def snapshot(connection: Connection) -> list[HostSnapshot]:
+    """Every host that is not gone for good, as the scheduler sees it."""
+    rows = await connection.fetch(f"{_SNAPSHOT} WHERE state <> 'retired'")
+    return [HostSnapshot(**row) for row in rows]
+
+
+async def lock(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, HostSnapshot]:
+    """These hosts as they are now, locked until the transaction ends."""
+    rows = await connection.fetch(f"{_SNAPSHOT} WHERE id = ANY($1) ORDER BY id FOR UPDATE", list(ids))
+    return {row["id"]: HostSnapshot(**row) for row in rows}
+
+
+async def book(connection: Connection, changes: Sequence[Change]) -> None:
+    """Move the counters by what these changes placed and released. The CHECKs refuse to overbook."""
+    sums: dict[UUID, list[int]] = defaultdict(lambda: [0, 0, 0])
+    for change in changes:
+        before = change.before.host_id if change.before else None
+        if before != change.after.host_id:
+            _add(sums, before, change.after, -1)
+            _add(sums, change.after.host_id, change.after, +1)
+    if not sums:
+        return
+    ids = sorted(sums)
+    await connection.execute("SELECT FROM hosts WHERE id = ANY($1) ORDER BY id FOR UPDATE", ids)
+    await connection.execute(
+        """UPDATE hosts SET vcpus_used = vcpus_used + d.vcpus, memory_mib_used = memory_mib_used + d.memory_mib,
+                            disk_gib_used = disk_gib_used + d.disk_gib
+        FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS d (id, vcpus, memory_mib, disk_gib)
+        WHERE hosts.id = d.id""",
+        ids,
+        *([sums[host][n] for host in ids] for n in range(3)),
+    )
+
+
+def _add(sums: dict[UUID, list[int]], host_id: UUID | None, vm: Vm, sign: int) -> None:
+    if host_id is not None:
+        for n, amount in enumerate((vm.vcpus, vm.memory_mib, vm.disk_gib)):
+            sums[host_id][n] += sign * amount
+
+
+async def register(connection: Connection, heartbeats: Sequence[Heartbeat]) -> None:
+    """Renew leases, and make hosts of ids that are new. One heartbeat a host; an older incarnation's is ignored."""
+    columns = zip(*(_registered(heartbeat) for heartbeat in heartbeats), strict=True)
+    await connection.execute(_REGISTER, *(list(column) for column in columns))
+
+
+def _registered(beat: Heartbeat) -> tuple[Any, ...]:
+    return (
+        beat.host_id,
+        beat.name,
+        beat.zone,
+        beat.labels,
+        beat.epoch,
+        beat.virt_type,
+        beat.version,
+        beat.placeable.vcpus,
+        beat.placeable.memory_mib,
+        beat.placeable.disk_gib,
+        beat.foreign,
+        told(beat.problem) if beat.problem else None,
+    )
+
+
+async def digests(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """What each host's digest should be."""
+    return {row["id"]: row["digest"] for row in await connection.fetch(_DIGESTS, list(ids))}
+
+
+async def silence(connection: Connection, lease: timedelta) -> list[str]:
+    """Hosts that have not been heard of get no new work; nothing on them is touched (law 3). Returns their names."""
+    rows = await connection.fetch(
+        """UPDATE hosts SET state = 'silent',
+                            state_reason = 'no heartbeat since ' || to_char(heartbeat_at, 'YYYY-MM-DD HH24:MI:SS TZ')
+        WHERE state = 'up' AND heartbeat_at < now() - $1::interval RETURNING name""",
+        lease,
+    )
+    return [row["name"] for row in rows]
+
+
+async def count_builds(
+    connection: Connection, failed: Sequence[UUID], built: Sequence[UUID], cordon_after: int
+) -> list[str]:
+    """Count failed builds in a row, and cordon the hosts that had too many. Returns the names of those."""
+    if built:
+        await connection.execute(
+            "UPDATE hosts SET failures = 0 WHERE id IN "
+            "(SELECT id FROM hosts WHERE id = ANY($1) AND failures > 0 ORDER BY id FOR UPDATE)",
+            list(built),
+        )
+    if not failed:
+        return []
+    rows = await connection.fetch(
+        """WITH counted AS (
+            SELECT f.id, count(*) AS n FROM unnest($1::uuid[]) AS f (id) GROUP BY f.id ORDER BY f.id
+        ), now_failing AS (
+            UPDATE hosts h SET failures = h.failures + counted.n FROM counted WHERE h.id = counted.id
+            RETURNING h.id, h.failures
+        )
+        SELECT id, failures FROM now_failing WHERE failures >= $2""",
+        list(failed),
+        cordon_after,
+    )
+    cordoned = await connection.fetch(
+        """UPDATE hosts SET state = 'cordoned', state_reason = failures || ' builds failed in a row'
+        WHERE id = ANY($1) AND state = 'up' RETURNING name""",
+        [row["id"] for row in rows],
+    )
+    return [row["name"] for row in cordoned]

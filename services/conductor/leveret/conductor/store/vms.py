@@ -1,0 +1,219 @@
+"""The vms table, and the one function that writes what was decided.
+
+Lock order, everywhere: rows of vms by id, then rows of hosts by id. Two conductors therefore wait for each other, but
+never in a circle.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from leveret.conductor.database import Connection, count_of
+from leveret.conductor.rows import VM_COLUMNS, Change, Vm
+from leveret.conductor.store import addresses, events, hosts
+from leveret.shared.lifecycle import State
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a column travels in a batch: as an array of `sent`, made into the column's value by `expression`."""
+
+    sent: str
+    changes: bool = False
+    expression: str = "{}"
+
+
+# An array of arrays cannot be unnested row by row, so what is itself a list travels as text.
+_COLUMNS = {
+    "id": Column("uuid"),
+    "project_id": Column("text"),
+    "name": Column("text"),
+    "spec": Column("jsonb"),
+    "spec_hash": Column("bytea"),
+    "labels": Column("jsonb"),
+    "vcpus": Column("integer"),
+    "memory_mib": Column("bigint"),
+    "disk_gib": Column("bigint"),
+    "image": Column("jsonb"),
+    "network": Column("text"),
+    "mac": Column("text"),
+    "created_at": Column("timestamptz"),
+    "address": Column("inet", changes=True),
+    "desired": Column("text", changes=True),
+    "state": Column("text", changes=True),
+    "deadline": Column("timestamptz", changes=True),
+    "generation": Column("bigint", changes=True),
+    "restarts": Column("integer", changes=True),
+    "grace_s": Column("integer", changes=True),
+    "host_id": Column("uuid", changes=True),
+    "token": Column("bigint", changes=True),
+    "attempts": Column("integer", changes=True),
+    "failed_hosts": Column("text", changes=True, expression="{}::jsonb"),
+    "step": Column("text", changes=True),
+    "observed_generation": Column("bigint", changes=True),
+    "report_epoch": Column("bigint", changes=True),
+    "report_seq": Column("bigint", changes=True),
+    "guest_ready": Column("boolean", changes=True),
+    "steps": Column("text", changes=True, expression="{}::jsonb"),
+    "ssh": Column("jsonb", changes=True),
+    "problem": Column("jsonb", changes=True),
+    "sent_at": Column("timestamptz", changes=True),
+    "recent_requests": Column("text", changes=True, expression="ARRAY(SELECT jsonb_array_elements_text({}::jsonb))"),
+}
+_CHANGING = [name for name, column in _COLUMNS.items() if column.changes]
+
+
+def _value(name: str) -> str:
+    return _COLUMNS[name].expression.format(f"new.{name}")
+
+
+def _parameters(names: Iterable[str]) -> str:
+    return ", ".join(f"${n}::{_COLUMNS[name].sent}[]" for n, name in enumerate(names, start=1))
+
+
+_INSERT = f"""
+INSERT INTO vms ({", ".join(_COLUMNS)})
+SELECT {", ".join(_value(name) for name in _COLUMNS)}
+FROM unnest({_parameters(_COLUMNS)}) AS new ({", ".join(_COLUMNS)})
+ORDER BY new.id
+ON CONFLICT DO NOTHING
+RETURNING id
+"""
+
+_UPDATED = ["id", *_CHANGING]
+_UPDATE = f"""
+UPDATE vms SET {", ".join(f"{name} = {_value(name)}" for name in _CHANGING)}, updated_at = now()
+FROM unnest({_parameters(_UPDATED)}, ${len(_UPDATED) + 1}::bigint[]) AS new ({", ".join(_UPDATED)}, known_generation)
+WHERE vms.id = new.id AND vms.generation = new.known_generation
+"""
+
+_SELECT = f"SELECT {', '.join(VM_COLUMNS)} FROM vms"
+
+
+async def lock(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Vm]:
+    """These VMs, locked until the transaction ends. Unknown ids are left out."""
+    rows = await connection.fetch(f"{_SELECT} WHERE id = ANY($1) ORDER BY id FOR UPDATE", list(ids))
+    return {row["id"]: Vm.of(row) for row in rows}
+
+
+async def lock_pending(connection: Connection, limit: int) -> list[Vm]:
+    """VMs that wait for a host, oldest first, unless another conductor is at them."""
+    rows = await connection.fetch(
+        f"{_SELECT} WHERE state = 'pending' ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED", limit
+    )
+    return [Vm.of(row) for row in rows]
+
+
+async def lock_late(connection: Connection, limit: int) -> list[Vm]:
+    """VMs whose deadline has passed, unless another conductor is at them."""
+    rows = await connection.fetch(
+        f"{_SELECT} WHERE deadline <= now() ORDER BY deadline LIMIT $1 FOR UPDATE SKIP LOCKED", limit
+    )
+    return [Vm.of(row) for row in rows]
+
+
+async def lock_unsent(connection: Connection, resend: timedelta, limit: int) -> list[Vm]:
+    """VMs that lag, and to whose hosts nothing was said for a while."""
+    rows = await connection.fetch(
+        f"""{_SELECT}
+        WHERE deadline IS NOT NULL AND host_id IS NOT NULL AND (sent_at IS NULL OR sent_at < now() - $1::interval)
+        ORDER BY sent_at NULLS FIRST LIMIT $2 FOR UPDATE SKIP LOCKED""",
+        resend,
+        limit,
+    )
+    return [vm for vm in map(Vm.of, rows) if vm.is_lagging]
+
+
+async def lock_of_host(connection: Connection, host_id: UUID) -> dict[UUID, Vm]:
+    """Everything placed on a host."""
+    rows = await connection.fetch(f"{_SELECT} WHERE host_id = $1 ORDER BY id FOR UPDATE", host_id)
+    return {row["id"]: Vm.of(row) for row in rows}
+
+
+async def names_taken(connection: Connection, names: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those of these (project, name) pairs that a living VM has."""
+    rows = await connection.fetch(
+        """SELECT project_id, name FROM vms
+        WHERE state <> 'deleted' AND (project_id, name) IN (SELECT * FROM unnest($1::text[], $2::text[]))""",
+        [project for project, _ in names],
+        [name for _, name in names],
+    )
+    return {(row["project_id"], row["name"]) for row in rows}
+
+
+async def mark_sent(connection: Connection, ids: Sequence[UUID]) -> None:
+    await connection.execute("UPDATE vms SET sent_at = now() WHERE id = ANY($1)", list(ids))
+
+
+async def new_tokens(connection: Connection, count: int) -> list[int]:
+    """Fences for placements: each is larger than any before it."""
+    rows = await connection.fetch("SELECT nextval('placement_tokens') AS token FROM generate_series(1, $1)", count)
+    return [row["token"] for row in rows]
+
+
+async def record(connection: Connection, changes: Sequence[Change]) -> list[Change]:
+    """Write changes: rows, counters, addresses, user-data and events, all of it in the caller's transaction (law 4).
+
+    Returns those that were written. A new VM whose id or name somebody else took in the meantime is not; the rest
+    were locked by the caller, so they are.
+    """
+    new = [change for change in changes if change.before is None]
+    old = [change for change in changes if change.before is not None]
+    written = await _insert(connection, new) + await _update(connection, old)
+    await hosts.book(connection, written)
+    await addresses.free(connection, [c.after.id for c in old if c.after.state is State.DELETED])
+    await _wipe_user_data(connection, written)
+    await events.append(connection, [event for change in written for event in change.events])
+    return written
+
+
+async def _insert(connection: Connection, changes: Sequence[Change]) -> list[Change]:
+    if not changes:
+        return []
+    rows = await connection.fetch(_INSERT, *_arrays([change.after for change in changes], list(_COLUMNS)))
+    inserted = {row["id"] for row in rows}
+    return [change for change in changes if change.after.id in inserted]
+
+
+async def _update(connection: Connection, changes: Sequence[Change]) -> list[Change]:
+    if not changes:
+        return []
+    known = [change.before.generation for change in changes if change.before is not None]
+    status = await connection.execute(_UPDATE, *_arrays([change.after for change in changes], _UPDATED), known)
+    if count_of(status) != len(changes):
+        raise RuntimeError(f"{len(changes)} locked VMs were to be updated: {status}")
+    return list(changes)
+
+
+def _arrays(vms: Sequence[Vm], names: Sequence[str]) -> list[list[object]]:
+    return [[_sent(vm, name) for vm in vms] for name in names]
+
+
+def _sent(vm: Vm, name: str) -> object:
+    value: object = getattr(vm, name)
+    return json.dumps(value) if isinstance(value, tuple) else value
+
+
+async def _wipe_user_data(connection: Connection, changes: Sequence[Change]) -> None:
+    """Once the guest has read it, or will never: secrets are kept no longer than they are needed."""
+    done = [c.after.id for c in changes if c.after.guest_ready or c.after.state is State.DELETED]
+    if done:
+        await connection.execute("DELETE FROM vm_user_data WHERE vm_id = ANY($1)", done)
+
+
+async def put_user_data(connection: Connection, user_data: dict[UUID, bytes]) -> None:
+    if user_data:
+        await connection.execute(
+            "INSERT INTO vm_user_data SELECT * FROM unnest($1::uuid[], $2::bytea[])",
+            list(user_data),
+            list(user_data.values()),
+        )
+
+
+async def database_now(connection: Connection) -> datetime:
+    """The transaction's time: the only clock that deadlines are set by."""
+    now = await connection.fetchval("SELECT now()")
+    assert isinstance(now, datetime)
+    return now

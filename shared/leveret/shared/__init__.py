@@ -1,0 +1,1 @@
+"""What every Leveret service agrees on: documents, messages, topology, life cycle, errors and the bus."""

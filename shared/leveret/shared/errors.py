@@ -1,0 +1,148 @@
+"""The closed list of reasons, and the one document in which every failure is told (law 6)."""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Code(StrEnum):
+    """Stable reason codes. Clients may branch on them; they are never renamed, only added to."""
+
+    # A request that was not carried out.
+    INVALID_REQUEST = "invalid_request"
+    UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type"
+    UNKNOWN_TYPE = "unknown_type"
+    BODY_TOO_LARGE = "body_too_large"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    VM_NOT_FOUND = "vm_not_found"
+    VM_DELETED = "vm_deleted"
+    ID_CONFLICT = "id_conflict"
+    NAME_TAKEN = "name_taken"
+    STATE_CONFLICT = "state_conflict"
+    IMAGE_UNKNOWN = "image_unknown"
+    NETWORK_UNKNOWN = "network_unknown"
+    NO_CAPACITY = "no_capacity"
+    NO_ADDRESS = "no_address"
+    RATE_LIMITED = "rate_limited"
+    UNAVAILABLE = "unavailable"
+    HANDLER_CRASHED = "handler_crashed"
+    INTERNAL = "internal"
+    # A VM that did not become, or did not stay, what was wanted.
+    IMAGE_UNREACHABLE = "image_unreachable"
+    IMAGE_FORBIDDEN = "image_forbidden"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_HASH_MISMATCH = "image_hash_mismatch"
+    IMAGE_INVALID = "image_invalid"
+    DISK_FULL = "disk_full"
+    DISK_FAILED = "disk_failed"
+    CONFIG_DRIVE_FAILED = "config_drive_failed"
+    NETWORK_FAILED = "network_failed"
+    DEFINE_FAILED = "define_failed"
+    START_FAILED = "start_failed"
+    STOP_FAILED = "stop_failed"
+    DELETE_FAILED = "delete_failed"
+    HYPERVISOR_UNAVAILABLE = "hypervisor_unavailable"
+    HYPERVISOR_TIMEOUT = "hypervisor_timeout"
+    BUILD_FAILED = "build_failed"
+    BUILD_TIMEOUT = "build_timeout"
+    STOP_TIMEOUT = "stop_timeout"
+    DELETE_TIMEOUT = "delete_timeout"
+    GUEST_SHUTDOWN = "guest_shutdown"
+    GUEST_CRASHED = "guest_crashed"
+    DOMAIN_MISSING = "domain_missing"
+    HOST_SILENT = "host_silent"
+    HOST_REBOOTED = "host_rebooted"
+
+
+#: What a person can do about it. Every code has a line; a caller may give a more precise one.
+HINTS: dict[Code, str] = {
+    Code.INVALID_REQUEST: "Correct the fields named in `errors` and send the request again.",
+    Code.UNSUPPORTED_CONTENT_TYPE: "Send one JSON document with content type application/json.",
+    Code.UNKNOWN_TYPE: "Use one of the message types listed in docs/messages.md.",
+    Code.BODY_TOO_LARGE: "Make the document smaller; user-data may be up to 1 MiB.",
+    Code.UNAUTHENTICATED: "Send `Authorization: Bearer TOKEN`; `leveret up` prints where the token is kept.",
+    Code.FORBIDDEN: "Use credentials that may do this.",
+    Code.NOT_FOUND: "Look at GET / for what exists.",
+    Code.METHOD_NOT_ALLOWED: "Look at /docs for the methods of this address.",
+    Code.VM_NOT_FOUND: "List your VMs with `leveret list`. A request that is still queued has no VM yet.",
+    Code.VM_DELETED: "An id is never used twice: create a VM with a new id.",
+    Code.ID_CONFLICT: "This id or key belongs to a request with another body: use a new one.",
+    Code.NAME_TAKEN: "Choose another name, or delete the VM that has it.",
+    Code.STATE_CONFLICT: "Look at the VM's present state with `leveret show`.",
+    Code.IMAGE_UNKNOWN: "Name a registered image (`leveret images`), or give its url and sha256.",
+    Code.NETWORK_UNKNOWN: "Leave `network` out to use the default one.",
+    Code.NO_CAPACITY: "Ask for less, add a host, or delete a VM; `details` counts what refused each host.",
+    Code.NO_ADDRESS: "Delete VMs of this network or use a larger one.",
+    Code.RATE_LIMITED: "Wait for the time in Retry-After and try again.",
+    Code.UNAVAILABLE: "Try again in a moment; the same id or Idempotency-Key makes that safe.",
+    Code.HANDLER_CRASHED: "This is a defect in Leveret: report it with the message kept in leveret.dead.",
+    Code.INTERNAL: "This is a defect in Leveret: report it with the request id.",
+    Code.IMAGE_UNREACHABLE: "Check that the host can fetch the image's url.",
+    Code.IMAGE_FORBIDDEN: "Serve the image from an address that hosts may fetch from.",
+    Code.IMAGE_TOO_LARGE: "Use a smaller image or a larger `disk_gib`.",
+    Code.IMAGE_HASH_MISMATCH: "Check the image's sha256; the file may have changed or been cut short.",
+    Code.IMAGE_INVALID: "Give a plain qcow2 or raw image of the declared format, without backing file.",
+    Code.DISK_FULL: "Free space in the host's pool, or raise its disk reserve.",
+    Code.DISK_FAILED: "Look at the host's log for what qemu-img said.",
+    Code.CONFIG_DRIVE_FAILED: "Look at the host's log.",
+    Code.NETWORK_FAILED: "Look at the libvirt network on the host.",
+    Code.DEFINE_FAILED: "Look at the message: it is libvirt's own.",
+    Code.START_FAILED: "Look at the message: it is libvirt's own.",
+    Code.STOP_FAILED: "Stop again with `--force`.",
+    Code.DELETE_FAILED: "Leveret goes on trying; look at the host's log.",
+    Code.HYPERVISOR_UNAVAILABLE: "Start libvirtd on the host; Leveret goes on by itself.",
+    Code.HYPERVISOR_TIMEOUT: "libvirtd or the host's storage hangs; look at the host.",
+    Code.BUILD_FAILED: "`details.attempts` has the reason from every host that was tried.",
+    Code.BUILD_TIMEOUT: "Look at the step it stood in; then delete it or retry it.",
+    Code.STOP_TIMEOUT: "Stop again with `--force`.",
+    Code.DELETE_TIMEOUT: "Leveret goes on trying; the host must confirm before its capacity is free again.",
+    Code.GUEST_SHUTDOWN: "The guest switched itself off; start it again when you want it back.",
+    Code.GUEST_CRASHED: "Look at `leveret console-log`; start it again when you want it back.",
+    Code.DOMAIN_MISSING: "Somebody removed the domain on the host; delete the VM and create it anew.",
+    Code.HOST_SILENT: "The host stopped reporting; nothing on it is touched until it comes back.",
+    Code.HOST_REBOOTED: "A VM that should run is started again by itself.",
+}
+
+
+class Problem(BaseModel):
+    """Why something is not as asked. The same document in REST answers, verdicts, reports and events."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: Code
+    message: str
+    hint: str = ""
+    step: str | None = None
+    host: str | None = None
+    details: dict[str, Any] = {}
+
+    @classmethod
+    def of(
+        cls,
+        code: Code,
+        message: str,
+        *,
+        hint: str | None = None,
+        step: str | None = None,
+        host: str | None = None,
+        **details: Any,
+    ) -> "Problem":
+        """A problem with the code's own hint unless a better one is given."""
+        return cls(code=code, message=message, hint=hint or HINTS[code], step=step, host=host, details=details)
+
+
+class LeveretError(Exception):
+    """A failure with a reason that a user can read."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(f"{problem.code}: {problem.message}")
+        self.problem = problem
+
+
+def fail(code: Code, message: str, **more: Any) -> LeveretError:
+    """The error to raise: `raise fail(Code.DISK_FULL, "...") from error`."""
+    return LeveretError(Problem.of(code, message, **more))

@@ -1,0 +1,82 @@
+"""Every exchange, queue and key, with their arguments: the one place that names them.
+
+Law 2 decides the kinds. What a client or a host says must survive a broker's restart: quorum queues. What the
+conductor says to a host is repeated until it is done: cheap classic queues.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import aio_pika
+from aio_pika.abc import AbstractChannel
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    name: str
+    kind: aio_pika.ExchangeType
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    bindings: tuple[tuple[Exchange, str], ...] = ()
+
+
+REQUESTS = Exchange("leveret.requests", aio_pika.ExchangeType.TOPIC)
+HOSTS = Exchange("leveret.hosts", aio_pika.ExchangeType.DIRECT)
+REPORTS = Exchange("leveret.reports", aio_pika.ExchangeType.DIRECT)
+HEARTBEATS = Exchange("leveret.heartbeats", aio_pika.ExchangeType.DIRECT)
+DEAD = Exchange("leveret.dead", aio_pika.ExchangeType.FANOUT)
+
+#: Redeliveries after which a message counts as one that kills its consumer.
+DELIVERY_LIMIT = 20
+
+_QUORUM: dict[str, Any] = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": DELIVERY_LIMIT,
+    "x-dead-letter-exchange": DEAD.name,
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+    "x-max-length": 200_000,
+}
+
+REQUESTS_QUEUE = Queue("leveret.conductor.requests", _QUORUM, ((REQUESTS, "#"),))
+REPORTS_QUEUE = Queue("leveret.conductor.reports", _QUORUM, ((REPORTS, "report"),))
+HEARTBEATS_QUEUE = Queue(
+    "leveret.conductor.heartbeats",
+    {"x-message-ttl": 15_000, "x-max-length": 10_000, "x-overflow": "drop-head"},
+    ((HEARTBEATS, "heartbeat"),),
+)
+DEAD_QUEUE = Queue("leveret.dead", {"x-queue-type": "quorum", "x-max-length": 1_000_000}, ((DEAD, ""),))
+
+
+def host_queue(host_id: UUID) -> Queue:
+    """A host's own queue. Its messages are transient: the sweeper repeats what matters."""
+    return Queue(
+        f"leveret.host.{host_id}",
+        {"x-max-length": 10_000, "x-overflow": "drop-head"},
+        ((HOSTS, str(host_id)),),
+    )
+
+
+def events_exchange(project: str) -> Exchange:
+    """Where a project's events are published, with key `vm.<id>.<state>`."""
+    return Exchange(f"leveret.events.{project}", aio_pika.ExchangeType.TOPIC)
+
+
+#: What conductors and the API need to exist; a host adds its own queue.
+CORE_EXCHANGES = (REQUESTS, HOSTS, REPORTS, HEARTBEATS, DEAD)
+CORE_QUEUES = (REQUESTS_QUEUE, REPORTS_QUEUE, HEARTBEATS_QUEUE, DEAD_QUEUE)
+
+
+async def declare(channel: AbstractChannel, *, queues: tuple[Queue, ...] = CORE_QUEUES) -> None:
+    """Declare every exchange and these queues with their bindings. Declaring again changes nothing."""
+    for exchange in CORE_EXCHANGES:
+        await channel.declare_exchange(exchange.name, exchange.kind, durable=True)
+    for queue in queues:
+        declared = await channel.declare_queue(queue.name, durable=True, arguments=queue.arguments)
+        for exchange, key in queue.bindings:
+            await declared.bind(exchange.name, key)

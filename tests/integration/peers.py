@@ -1,0 +1,173 @@
+"""Peers that speak Leveret's messages over the real broker, so that tests can say and hear exactly what they want."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pydantic import BaseModel
+
+from leveret.shared import topology
+from leveret.shared.bus import DONE, Caller, Consumer, Delivery, Furniture, Link, Outcome, Publisher
+from leveret.shared.documents import CreateVm, ImageByName
+from leveret.shared.errors import Problem
+from leveret.shared.ids import new_id
+from leveret.shared.lifecycle import Observed
+from leveret.shared.messages import (
+    TYPE_OF,
+    Capacity,
+    DesiredVm,
+    Heartbeat,
+    HostReport,
+    Verdict,
+    VmReport,
+    decode,
+    digest_of,
+)
+from leveret.stack.rabbitmq import Rabbit
+
+
+async def eventually(check: Callable[[], Any], *, within_s: float = 10.0, what: str = "") -> Any:
+    """The first true answer of `check` (plain or async); fails when there is none in time."""
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = check()
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"never became true: {what or check}"
+        await asyncio.sleep(0.02)
+
+
+def tiny(name: str | None = None, **more: Any) -> CreateVm:
+    """The smallest request: one VM of the registered image."""
+    return CreateVm(name=name, vcpus=1, memory_mib=128, disk_gib=1, image=ImageByName(name="tiny"), **more)
+
+
+class Gateway:
+    """Asks for VMs as the API does."""
+
+    def __init__(self, rabbit: Rabbit) -> None:
+        self._caller = Caller("leveret-api")
+        self.link = Link(rabbit.url_of("leveret-api"), "test-gateway")
+        self.link.add(Furniture())
+        self.link.add(self._caller)
+
+    async def ask(
+        self,
+        vm_id: uuid.UUID,
+        message: BaseModel,
+        *,
+        project: str = "default",
+        request_id: str | None = None,
+        wait_s: float = 10.0,
+    ) -> Verdict:
+        """The verdict on a request; fails when none comes."""
+        headers = {
+            "vm_id": str(vm_id),
+            "request_id": request_id or new_id().hex,
+            "requested_at": str(time.time()),
+            "project": project,
+        }
+        verdict = await self._caller.ask(
+            topology.REQUESTS.name, TYPE_OF[type(message)], message, headers=headers, wait_s=wait_s
+        )
+        assert isinstance(verdict, Verdict), verdict
+        return verdict
+
+
+class Host:
+    """A host that does nothing by itself: it hears commands, and says what the test tells it to."""
+
+    def __init__(self, rabbit: Rabbit, *, name: str = "h1", zone: str = "z1", size: Capacity | None = None) -> None:
+        self.id = uuid.uuid4()
+        self.name = name
+        self.zone = zone
+        self.labels: dict[str, str] = {}
+        self.size = size or Capacity(vcpus=8, memory_mib=8192, disk_gib=100)
+        self.epoch = 1
+        self.seq = 0
+        self.heard: list[DesiredVm] = []
+        self.lists_asked = 0
+        queue = topology.host_queue(self.id)
+        self._publisher = Publisher("leveret-compute")
+        self.link = Link(rabbit.url_of("leveret-compute"), f"test-host-{name}")
+        self.link.add(Furniture((*topology.CORE_QUEUES, queue)))
+        self.link.add(self._publisher)
+        self.consumer = Consumer(self.link, queue, self._hear, self._publisher)
+
+    async def _hear(self, batch: Sequence[Delivery]) -> Sequence[Outcome]:
+        for delivery in batch:
+            message = decode(delivery.type, delivery.body)
+            if isinstance(message, DesiredVm):
+                self.heard.append(message)
+            else:
+                self.lists_asked += 1
+        return [DONE] * len(batch)
+
+    async def beat(self, *settled: tuple[uuid.UUID, int, int, str]) -> None:
+        """Send a heartbeat, with the digest of these settled VMs."""
+        beat = Heartbeat(
+            host_id=self.id,
+            epoch=self.epoch,
+            name=self.name,
+            zone=self.zone,
+            labels=self.labels,
+            virt_type="simulated",
+            total=self.size,
+            placeable=self.size,
+            digest=digest_of(list(settled)),
+            version="test",
+        )
+        await self._publisher.publish(topology.HEARTBEATS.name, "heartbeat", beat)
+
+    async def command(self, vm_id: uuid.UUID, check: Callable[[DesiredVm], bool] = lambda _: True) -> DesiredVm:
+        """The newest command for a VM that passes the check, once it has come."""
+        found: DesiredVm = await eventually(
+            lambda: next((c for c in reversed(self.heard) if c.vm_id == vm_id and check(c)), None),
+            what=f"command for {vm_id}",
+        )
+        return found
+
+    def seen(self, command: DesiredVm, observed: Observed, *, settled: bool = True, **more: Any) -> VmReport:
+        """A report about the VM of a command."""
+        self.seq += 1
+        return VmReport(
+            vm_id=command.vm_id,
+            token=more.pop("token", command.token),
+            generation=more.pop("generation", command.generation),
+            seq=more.pop("seq", self.seq),
+            observed=observed,
+            settled=settled,
+            **more,
+        )
+
+    async def say(self, *reports: VmReport, complete: bool = False) -> None:
+        """Send reports, as one message."""
+        message = HostReport(host_id=self.id, epoch=self.epoch, seq=self.seq, complete=complete, vms=reports)
+        await self._publisher.publish(topology.REPORTS.name, "report", message)
+
+    async def fails(self, command: DesiredVm, problem: Problem) -> None:
+        """Report that a build failed and was cleaned up."""
+        await self.say(self.seen(command, Observed.ABSENT, problem=problem))
+
+
+@asynccontextmanager
+async def up(*peers: Gateway | Host) -> AsyncIterator[None]:
+    """These peers, connected."""
+    for peer in peers:
+        peer.link.start()
+        if isinstance(peer, Host):
+            peer.consumer.start()
+    try:
+        for peer in peers:
+            assert await peer.link.wait_up(20)
+        yield
+    finally:
+        for peer in peers:
+            if isinstance(peer, Host):
+                await peer.consumer.stop(1)
+            await peer.link.stop()

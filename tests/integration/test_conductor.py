@@ -1,0 +1,430 @@
+"""The conductor on a real broker and a real database, with hosts played by the test over the bus."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import pytest
+from peers import Gateway, Host, eventually, tiny, up
+
+from leveret.conductor.app import Conductor
+from leveret.conductor.database import open_pool, prepare
+from leveret.conductor.settings import ConductorSettings
+from leveret.shared.documents import DeleteVm, ImageByName, Placement, RebootVm, RetryVm, StartVm, StopVm
+from leveret.shared.errors import Code, Problem
+from leveret.shared.ids import new_id
+from leveret.shared.lifecycle import Observed, State, Wanted
+from leveret.shared.messages import Capacity
+from leveret.stack.rabbitmq import Rabbit
+
+pytestmark = pytest.mark.integration
+
+
+@dataclass
+class World:
+    """A conductor, somebody who asks, and a look into the database."""
+
+    conductor: Conductor
+    gateway: Gateway
+    db: "asyncpg.Connection[asyncpg.Record]"
+    rabbit: Rabbit
+
+    async def row(self, vm_id: uuid.UUID) -> Any:
+        return await self.db.fetchrow("SELECT * FROM vms WHERE id = $1", vm_id)
+
+    async def until(self, vm_id: uuid.UUID, state: State) -> Any:
+        async def there() -> Any:
+            row = await self.row(vm_id)
+            return row if row is not None and row["state"] == state else None
+
+        return await eventually(there, what=f"{vm_id} {state}")
+
+    async def used(self) -> list[tuple[int, int, int]]:
+        rows = await self.db.fetch("SELECT vcpus_used, memory_mib_used, disk_gib_used FROM hosts ORDER BY name")
+        return [tuple(row) for row in rows]
+
+    @asynccontextmanager
+    async def hosts(self, *hosts: Host) -> AsyncIterator[None]:
+        async with up(*hosts):
+            for host in hosts:
+                await host.beat()
+
+            async def registered() -> bool:
+                return bool(await self.db.fetchval("SELECT count(*) = $1 FROM hosts", len(hosts)))
+
+            await eventually(registered, what="hosts registered")
+            yield
+
+
+@pytest.fixture
+async def world(broker: Rabbit, database: str) -> AsyncIterator[World]:
+    settings = ConductorSettings(
+        amqp_url=broker.url_of("leveret-conductor"), database_url=database, sweep_s=0.1, resend_s=0.5, drain_s=2
+    )
+    conductor = Conductor(settings, await open_pool(database, max_size=4))
+    await conductor.start()
+    db = await asyncpg.connect(database)
+    await prepare(db)
+    gateway = Gateway(broker)
+    try:
+        async with up(gateway):
+            yield World(conductor, gateway, db, broker)
+    finally:
+        await conductor.stop()
+        await db.close()
+
+
+async def test_a_vm_goes_from_request_to_running_to_deleted(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        verdict = await world.gateway.ask(vm_id, tiny("web", user_data="#!/bin/sh\necho hello\n"))
+        assert verdict.accepted
+        assert (verdict.state, verdict.name, verdict.address) == (State.BUILDING, "web", "10.80.0.2")
+        assert await world.used() == [(1, 128, 1)]
+
+        command = await host.command(vm_id)
+        assert (command.wanted, command.may_build, command.name) == (Wanted.RUNNING, True, "web")
+        assert command.user_data_base64
+        assert command.nic is not None
+        assert (command.nic.address, command.nic.prefix, command.nic.gateway) == ("10.80.0.2", 20, "10.80.0.1")
+
+        await host.say(host.seen(command, Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+        await host.say(host.seen(command, Observed.RUNNING, guest_ready=True))
+
+        async def ready() -> bool:
+            return bool((await world.row(vm_id))["guest_ready"])
+
+        await eventually(ready)
+        assert await world.db.fetchval("SELECT count(*) FROM vm_user_data") == 0
+
+        assert (await world.gateway.ask(vm_id, DeleteVm())).state is State.DELETING
+        await host.say(host.seen(await host.command(vm_id, lambda c: c.wanted is Wanted.ABSENT), Observed.ABSENT))
+        row = await world.until(vm_id, State.DELETED)
+        assert (row["host_id"], row["address"], row["desired"]) == (None, None, "deleted")
+        assert await world.used() == [(0, 0, 0)]
+        assert await world.db.fetchval("SELECT count(*) FROM addresses WHERE vm_id IS NOT NULL") == 0
+
+        async def log() -> Any:
+            rows = await world.db.fetch("SELECT seq, type FROM events ORDER BY id")
+            return rows if all(row["seq"] for row in rows) and rows[-1]["type"] == "deleted" else None
+
+        events = await eventually(log)
+        assert [row["type"] for row in events] == [
+            "accepted", "scheduled", "running", "guest_ready", "deleting", "deleted",
+        ]  # fmt: skip
+        assert [row["seq"] for row in events] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_the_same_create_sent_many_times_is_one_vm(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        verdicts = await asyncio.gather(*(world.gateway.ask(vm_id, tiny("web")) for _ in range(10)))
+        assert all(verdict.accepted for verdict in verdicts)
+        assert await world.db.fetchval("SELECT count(*) FROM vms") == 1
+        assert await world.used() == [(1, 128, 1)]
+        other = await world.gateway.ask(vm_id, tiny("web", labels={"a": "b"}))
+        assert other.problem is not None
+        assert other.problem.code is Code.ID_CONFLICT
+        clash = await world.gateway.ask(new_id(), tiny("web"))
+        assert clash.problem is not None
+        assert clash.problem.code is Code.NAME_TAKEN
+        elsewhere = await world.gateway.ask(new_id(), tiny("web"), project="other")
+        assert elsewhere.accepted
+
+
+async def test_a_burst_beyond_capacity_fills_the_hosts_exactly_and_says_why_not(world: World) -> None:
+    small = Capacity(vcpus=4, memory_mib=512, disk_gib=100)
+    one, two = Host(world.rabbit, name="h1", size=small), Host(world.rabbit, name="h2", size=small)
+    async with world.hosts(one, two):
+        verdicts = await asyncio.gather(*(world.gateway.ask(new_id(), tiny()) for _ in range(30)))
+        assert sum(verdict.accepted for verdict in verdicts) == 8
+        assert await world.used() == [(4, 512, 4), (4, 512, 4)]
+        refused = next(verdict for verdict in verdicts if not verdict.accepted)
+        assert refused.problem is not None
+        assert refused.problem.code is Code.NO_CAPACITY
+        assert refused.problem.details["constraints"] == {"vcpus": 2, "memory_mib": 2}
+        assert refused.problem.details["largest"] == {"vcpus": 0, "memory_mib": 0, "disk_gib": 96}
+        assert await world.db.fetchval("SELECT count(*) FROM rejections") == 22
+        assert await world.db.fetchval("SELECT count(*) FROM addresses WHERE vm_id IS NOT NULL") == 8
+
+
+async def test_a_build_that_fails_goes_elsewhere_and_ends_with_every_reason(world: World) -> None:
+    hosts = [Host(world.rabbit, name=f"h{n}") for n in range(3)]
+    vm_id = new_id()
+    async with world.hosts(*hosts):
+        await world.gateway.ask(vm_id, tiny("web"))
+        tried: set[uuid.UUID] = set()
+        for attempt in (1, 2, 3):
+
+            async def next_command() -> Any:
+                return next(((h, c) for h in hosts for c in h.heard if h.id not in tried), None)
+
+            host, command = await eventually(next_command, what=f"attempt {attempt}")
+            tried.add(host.id)
+            await host.fails(command, Problem.of(Code.DISK_FULL, "No space.", step="disk", host=host.name))
+        row = await world.until(vm_id, State.ERROR)
+        assert tried == {host.id for host in hosts}
+        assert row["host_id"] is None
+        assert row["problem"]["code"] == Code.BUILD_FAILED
+        assert [a["code"] for a in row["problem"]["details"]["attempts"]] == ["disk_full"] * 3
+        assert await world.used() == [(0, 0, 0)] * 3
+
+        assert (await world.gateway.ask(vm_id, StartVm())).problem.code is Code.STATE_CONFLICT  # type: ignore[union-attr]
+        for host in hosts:
+            host.heard.clear()
+        assert (await world.gateway.ask(vm_id, RetryVm())).accepted
+
+        async def retried() -> Any:
+            return next(((h, c) for h in hosts for c in h.heard), None)
+
+        host, command = await eventually(retried, what="a retry")
+        await host.say(host.seen(command, Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+
+
+async def test_a_failure_that_every_host_would_repeat_is_final_at_once(world: World) -> None:
+    one, two = Host(world.rabbit, name="h1"), Host(world.rabbit, name="h2")
+    vm_id = new_id()
+    async with world.hosts(one, two):
+        await world.gateway.ask(vm_id, tiny("web"))
+        host = await eventually(lambda: next((h for h in (one, two) if h.heard), None))
+        await host.fails(host.heard[0], Problem.of(Code.IMAGE_HASH_MISMATCH, "Wrong.", step="image"))
+        row = await world.until(vm_id, State.ERROR)
+        assert row["problem"]["code"] == Code.IMAGE_HASH_MISMATCH
+
+
+async def test_stop_start_and_reboot_are_new_generations_that_the_host_confirms(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        await host.say(host.seen(await host.command(vm_id), Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+
+        assert (await world.gateway.ask(vm_id, StopVm(grace_s=5))).generation == 2
+        command = await host.command(vm_id, lambda c: c.generation == 2)
+        assert (command.wanted, command.grace_s, command.may_build) == (Wanted.STOPPED, 5, False)
+        await host.say(host.seen(command, Observed.STOPPED))
+        await world.until(vm_id, State.STOPPED)
+        refused = await world.gateway.ask(vm_id, RebootVm())
+        assert refused.problem is not None
+        assert refused.problem.code is Code.STATE_CONFLICT
+
+        assert (await world.gateway.ask(vm_id, StartVm())).generation == 3
+        await host.say(host.seen(await host.command(vm_id, lambda c: c.generation == 3), Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+
+        verdicts = [await world.gateway.ask(vm_id, RebootVm(), request_id="once") for _ in range(3)]
+        assert [verdict.generation for verdict in verdicts] == [4, 4, 4]
+        assert (await host.command(vm_id, lambda c: c.generation == 4)).restarts == 1
+
+
+async def test_a_lost_command_is_sent_again_until_it_is_done(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        await host.command(vm_id)
+        host.heard.clear()
+        command = await host.command(vm_id)
+        await host.say(host.seen(command, Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+
+
+async def test_stale_reports_change_nothing(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        command = await host.command(vm_id)
+        await host.say(host.seen(command, Observed.RUNNING, seq=10))
+        before = await world.until(vm_id, State.RUNNING)
+        await host.say(host.seen(command, Observed.STOPPED, seq=9))
+        await host.say(host.seen(command, Observed.STOPPED, token=command.token - 1, seq=11))
+        await host.say(host.seen(command, Observed.RUNNING, guest_ready=True, seq=12))
+
+        async def ready() -> bool:
+            return bool((await world.row(vm_id))["guest_ready"])
+
+        await eventually(ready)
+        after = await world.row(vm_id)
+        assert (after["state"], after["generation"], after["token"]) == (
+            "running",
+            before["generation"],
+            before["token"],
+        )
+        # The remnant under an older fence is proven to be over, so the host is told to remove it.
+        remnant = await host.command(vm_id, lambda c: c.token == command.token - 1)
+        assert remnant.wanted is Wanted.ABSENT
+
+
+async def test_a_domain_that_nobody_knows_is_left_alone(world: World) -> None:
+    host, known, unknown = Host(world.rabbit), new_id(), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(known, tiny("web"))
+        command = await host.command(known)
+        stray = command.model_copy(update={"vm_id": unknown})
+        await host.say(host.seen(stray, Observed.RUNNING), host.seen(command, Observed.RUNNING), complete=True)
+        await world.until(known, State.RUNNING)
+        assert not [c for c in host.heard if c.vm_id == unknown]
+
+
+async def test_a_complete_list_finds_what_is_missing_and_an_older_one_does_not(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        command = await host.command(vm_id)
+        host.seq = 20
+        await host.say(host.seen(command, Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+        host.seq = 15
+        await host.say(complete=True)  # made before the VM was there
+        host.seq = 30
+        await host.say(host.seen(command, Observed.RUNNING, guest_ready=True))
+
+        async def ready() -> bool:
+            return bool((await world.row(vm_id))["guest_ready"])
+
+        await eventually(ready)
+        assert (await world.row(vm_id))["state"] == "running"
+        host.seq += 1
+        await host.say(complete=True)
+        row = await world.until(vm_id, State.ERROR)
+        assert row["problem"]["code"] == Code.DOMAIN_MISSING
+        assert row["host_id"] == host.id  # its files may still be there: only a delete gives it up
+        await world.gateway.ask(vm_id, DeleteVm())
+        gone = await host.command(vm_id, lambda c: c.wanted is Wanted.ABSENT)
+        await host.say(host.seen(gone, Observed.ABSENT))
+        await world.until(vm_id, State.DELETED)
+
+
+async def test_a_heartbeat_that_disagrees_makes_the_conductor_ask_for_the_list(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        command = await host.command(vm_id)
+        await host.say(host.seen(command, Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+        before = host.lists_asked
+        await host.beat((vm_id, command.token, command.generation, "running"))
+        await host.beat((vm_id, command.token, command.generation, "stopped"))
+        await eventually(lambda: host.lists_asked > before)
+        assert host.lists_asked == before + 1  # the one that agreed was not asked about
+
+
+async def test_delete_before_create_ends_without_a_vm(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        first = await world.gateway.ask(vm_id, DeleteVm())
+        assert first.problem is not None
+        assert first.problem.code is Code.VM_NOT_FOUND
+        late = await world.gateway.ask(vm_id, tiny("web"))
+        assert late.problem is not None
+        assert late.problem.code is Code.VM_DELETED
+        assert await world.db.fetchval("SELECT count(*) FROM vms") == 0
+
+
+async def test_a_vm_deleted_while_it_is_built_ends_deleted(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        building = await host.command(vm_id)
+        assert (await world.gateway.ask(vm_id, DeleteVm())).accepted
+        await host.say(host.seen(building, Observed.RUNNING))  # it was too late to stop that
+        gone = await host.command(vm_id, lambda c: c.wanted is Wanted.ABSENT)
+        assert await world.used() == [(1, 128, 1)]  # not free before the host says so
+        await host.say(host.seen(gone, Observed.ABSENT))
+        await world.until(vm_id, State.DELETED)
+        assert await world.used() == [(0, 0, 0)]
+
+
+async def test_a_build_past_its_deadline_is_explained_and_keeps_its_host_until_it_is_clean(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        await host.command(vm_id)
+        await world.db.execute("UPDATE vms SET deadline = now() - interval '1 s'")
+        row = await world.until(vm_id, State.ERROR)
+        assert (row["problem"]["code"], row["host_id"]) == (Code.BUILD_TIMEOUT, host.id)
+        gone = await host.command(vm_id, lambda c: c.wanted is Wanted.ABSENT)
+        assert await world.used() == [(1, 128, 1)]
+        await host.say(host.seen(gone, Observed.ABSENT))
+
+        async def released() -> bool:
+            return (await world.row(vm_id))["host_id"] is None
+
+        await eventually(released)
+        assert await world.used() == [(0, 0, 0)]
+
+
+async def test_a_guest_that_goes_down_is_reported_and_a_rebooted_host_starts_it_again(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        command = await host.command(vm_id)
+        await host.say(host.seen(command, Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+        crashed = Problem.of(Code.GUEST_CRASHED, "QEMU is gone.")
+        await host.say(host.seen(command, Observed.STOPPED, problem=crashed))
+        row = await world.until(vm_id, State.STOPPED)
+        assert (row["problem"]["code"], row["desired"]) == (Code.GUEST_CRASHED, "running")
+
+        assert (await world.gateway.ask(vm_id, StartVm())).accepted
+        command = await host.command(vm_id, lambda c: c.generation == 2)
+        await host.say(host.seen(command, Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+        rebooted = Problem.of(Code.HOST_REBOOTED, "The host was rebooted.")
+        await host.say(host.seen(command, Observed.STOPPED, problem=rebooted))
+        again = await host.command(vm_id, lambda c: c.generation == 3)
+        assert again.wanted is Wanted.RUNNING
+
+
+async def test_a_silent_host_gets_no_new_vms_and_keeps_its_own(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        await world.db.execute("UPDATE hosts SET heartbeat_at = now() - interval '1 hour'")
+
+        async def silent() -> bool:
+            return bool(await world.db.fetchval("SELECT state = 'silent' FROM hosts"))
+
+        await eventually(silent)
+        refused = await world.gateway.ask(new_id(), tiny())
+        assert refused.problem is not None
+        assert refused.problem.details["constraints"] == {"state": 1}
+        assert (await world.row(vm_id))["host_id"] == host.id
+        await host.beat()
+
+        async def heard() -> bool:
+            return bool(await world.db.fetchval("SELECT state = 'up' FROM hosts"))
+
+        await eventually(heard)
+
+
+async def test_zones_and_labels_decide_where_a_vm_may_go(world: World) -> None:
+    one, two = Host(world.rabbit, name="h1", zone="east"), Host(world.rabbit, name="h2", zone="west")
+    two.labels = {"disk": "nvme"}
+    async with world.hosts(one, two):
+        vm_id = new_id()
+        await world.gateway.ask(vm_id, tiny(placement=Placement(zones=("west",))))
+        assert (await world.row(vm_id))["host_id"] == two.id
+        vm_id = new_id()
+        await world.gateway.ask(vm_id, tiny(placement=Placement(forbid_labels={"disk": "nvme"})))
+        assert (await world.row(vm_id))["host_id"] == one.id
+        refused = await world.gateway.ask(
+            new_id(), tiny(placement=Placement(zones=("east",), require_labels={"disk": "nvme"}))
+        )
+        assert refused.problem is not None
+        assert refused.problem.details["constraints"] == {"zone": 1, "required_labels": 1}
+
+
+async def test_what_does_not_exist_is_refused_by_name(world: World) -> None:
+    host = Host(world.rabbit)
+    async with world.hosts(host):
+        image = await world.gateway.ask(new_id(), tiny().model_copy(update={"image": ImageByName(name="nope")}))
+        network = await world.gateway.ask(new_id(), tiny(network="nope"))
+        vm = await world.gateway.ask(new_id(), StartVm())
+        codes = [v.problem.code for v in (image, network, vm) if v.problem]
+        assert codes == [Code.IMAGE_UNKNOWN, Code.NETWORK_UNKNOWN, Code.VM_NOT_FOUND]

@@ -1,0 +1,198 @@
+"""Decisions about VMs, as functions: whatever comes in whatever order, the row stays possible and the moves legal."""
+
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leveret.conductor import decisions
+from leveret.conductor.decisions import Limits, on_deadline, on_report, on_request
+from leveret.conductor.rows import Change, Vm
+from leveret.shared.documents import DeleteVm, RebootVm, RetryVm, StartVm, StopVm
+from leveret.shared.errors import Code, LeveretError, Problem
+from leveret.shared.lifecycle import MOVES, Desired, Observed, State, Step
+from leveret.shared.messages import VmReport
+
+pytestmark = pytest.mark.unit
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LIMITS = Limits(timedelta(seconds=200), timedelta(seconds=120), timedelta(seconds=60), attempts=3)
+HOST = uuid.UUID(int=1)
+
+
+def pending(**more: Any) -> Vm:
+    base: dict[str, Any] = {
+        "id": uuid.UUID(int=7), "project_id": "default", "name": "web", "spec": {}, "spec_hash": b"0" * 32,
+        "labels": {},
+        "vcpus": 1, "memory_mib": 128, "disk_gib": 1, "image": {}, "network": "default", "mac": "", "address": None,
+        "desired": Desired.RUNNING, "state": State.PENDING, "step": Step.SCHEDULING, "created_at": NOW,
+        "deadline": NOW + LIMITS.build,
+    }  # fmt: skip
+    return Vm(**(base | more))
+
+
+def building() -> Vm:
+    return decisions.placed(pending(), HOST, "h1", 1, NOW).after
+
+
+def report(vm: Vm, observed: Observed, **more: Any) -> VmReport:
+    base: dict[str, Any] = {
+        "vm_id": vm.id, "token": vm.token or 0, "generation": vm.generation, "seq": vm.report_seq + 1,
+        "observed": observed, "settled": True,
+    }  # fmt: skip
+    return VmReport(**(base | more))
+
+
+def after(change: Change | None) -> Vm:
+    assert change is not None
+    return change.after
+
+
+def running() -> Vm:
+    return after(on_report(building(), report(building(), Observed.RUNNING), 1, NOW, LIMITS))
+
+
+def check(change: Change) -> None:
+    """What the CHECKs and the trigger of the database would say, and that the log tells the truth."""
+    vm, before = change.after, change.before
+    assert before is not None
+    assert vm.state is before.state or vm.state in MOVES[before.state]
+    assert vm.generation >= before.generation
+    assert 0 <= vm.observed_generation <= vm.generation
+    assert (vm.host_id is None) == (vm.token is None)
+    assert vm.host_id is not None or vm.state in {State.PENDING, State.DELETED, State.ERROR}
+    assert vm.host_id is None or vm.state not in {State.PENDING, State.DELETED}
+    assert vm.deadline is not None or vm.state not in {State.PENDING, State.BUILDING, State.DELETING}
+    assert (
+        vm.deadline is not None or vm.observed_generation == vm.generation or vm.state in {State.ERROR, State.DELETED}
+    )
+    assert vm.problem is not None or vm.state is not State.ERROR
+    assert (vm.desired is Desired.DELETED) == (vm.state in {State.DELETING, State.DELETED})
+    moves = [event for event in change.events if event.moved_from is not None]
+    if vm.state is not before.state:
+        assert moves
+        assert moves[0].moved_from is before.state
+        assert moves[-1].vm.state is vm.state
+    # Law 3: a host is given up only when it said that the domain is gone, or there never was one.
+    if before.host_id is not None and vm.host_id is None:
+        assert before.state is not State.RUNNING
+
+
+VERBS = st.sampled_from([DeleteVm(), StartVm(), StopVm(grace_s=0), StopVm(grace_s=30), RebootVm(), RetryVm()])
+PROBLEMS = st.sampled_from(
+    [None, *(Problem.of(c, "x") for c in (Code.DISK_FULL, Code.IMAGE_INVALID, Code.HOST_REBOOTED, Code.GUEST_CRASHED))]
+)
+REPORTS = st.tuples(
+    st.sampled_from(Observed), st.booleans(), st.integers(-2, 2), st.integers(-1, 3), PROBLEMS, st.booleans()
+)
+FACTS = st.lists(st.one_of(VERBS, REPORTS, st.just("late"), st.just("placed"), st.just("unplaceable")), max_size=25)
+
+
+@given(FACTS)
+@settings(max_examples=400, deadline=None)
+def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any]) -> None:
+    vm, now, token = pending(), NOW, 0
+    refusals: set[Code] = set()
+    for n, fact in enumerate(facts):
+        change: Change | None = None
+        now += timedelta(seconds=1)
+        match fact:
+            case "late" if vm.deadline is not None:
+                now = max(now, vm.deadline)
+                change = on_deadline(vm, now, LIMITS)
+            case "placed" if vm.state is State.PENDING:
+                token += 1
+                change = decisions.placed(vm, HOST, "h1", token, now)
+            case "unplaceable" if vm.state is State.PENDING:
+                change = decisions.unplaceable(vm, Problem.of(Code.NO_CAPACITY, "full"))
+            case (observed, settled, generation, seq, problem, ready) if vm.host_id is not None:
+                seen = report(
+                    vm, observed, settled=settled, generation=max(vm.generation + generation, 0),
+                    seq=vm.report_seq + seq, problem=problem, guest_ready=ready,
+                )  # fmt: skip
+                change = on_report(vm, seen, 1, now, LIMITS)
+            case DeleteVm() | StartVm() | StopVm() | RebootVm() | RetryVm():
+                try:
+                    change = on_request(vm, fact, f"r{n}", now, LIMITS)
+                except LeveretError as error:
+                    refusals.add(error.problem.code)
+        if change is not None:
+            check(change)
+            vm = change.after
+    assert refusals <= {Code.VM_DELETED, Code.STATE_CONFLICT}
+    # Law 7: whatever happened, a delete is accepted, and the host's word ends it.
+    change = on_request(vm, DeleteVm(), "last", now, LIMITS)
+    vm = change.after if change else vm
+    if vm.host_id is not None:
+        vm = after(on_report(vm, report(vm, Observed.ABSENT), 1, now, LIMITS))
+    assert vm.state is State.DELETED
+
+
+@pytest.mark.parametrize("verb", [StopVm(), RebootVm(), DeleteVm(), StartVm()])
+def test_a_request_that_is_repeated_is_carried_out_once(verb: Any) -> None:
+    vm = running()
+    once = on_request(vm, verb, "r1", NOW, LIMITS)
+    vm = once.after if once else vm
+    twice = on_request(vm, verb, "r1", NOW, LIMITS)
+    assert twice is None or twice.after.generation == vm.generation
+
+
+def test_a_report_that_was_overtaken_is_dropped() -> None:
+    vm = running()
+    assert on_report(vm, report(vm, Observed.STOPPED, seq=vm.report_seq), 1, NOW, LIMITS) is None
+    assert on_report(vm, report(vm, Observed.STOPPED, seq=99), 0, NOW, LIMITS) is None
+    assert after(on_report(vm, report(vm, Observed.STOPPED, seq=0), 2, NOW, LIMITS)).state is State.STOPPED
+
+
+def test_a_vm_that_ran_is_never_rebuilt_when_its_domain_is_missing() -> None:
+    vm = after(on_report(running(), report(running(), Observed.ABSENT), 1, NOW, LIMITS))
+    assert (vm.state, vm.host_id) == (State.ERROR, HOST)
+    assert vm.problem is not None
+    assert vm.problem["code"] == Code.DOMAIN_MISSING
+    assert not vm.is_lagging  # nothing is done to what may be left there
+    back = after(on_report(vm, report(vm, Observed.RUNNING), 1, NOW, LIMITS))
+    assert (back.state, back.problem) == (State.RUNNING, None)
+
+
+def test_a_failed_build_is_tried_on_three_hosts_and_then_explained() -> None:
+    vm = building()
+    for attempt in (1, 2, 3):
+        assert vm.attempts == attempt
+        failed = report(vm, Observed.ABSENT, problem=Problem.of(Code.DISK_FULL, f"try {attempt}"))
+        vm = after(on_report(vm, failed, 1, NOW, LIMITS))
+        if attempt < 3:
+            assert vm.state is State.PENDING
+            vm = decisions.placed(vm, uuid.UUID(int=attempt + 1), "h", attempt + 1, NOW).after
+    assert vm.state is State.ERROR
+    assert vm.problem is not None
+    assert [a["message"] for a in vm.problem["details"]["attempts"]] == ["try 1", "try 2", "try 3"]
+
+
+def test_a_wish_made_while_building_is_kept_for_when_it_is_built() -> None:
+    vm = after(on_request(building(), StopVm(grace_s=0), "r1", NOW, LIMITS))
+    assert (vm.state, vm.desired, vm.generation) == (State.BUILDING, Desired.STOPPED, 2)
+    vm = after(on_report(vm, report(vm, Observed.RUNNING, generation=1), 1, NOW, LIMITS))
+    assert (vm.state, vm.is_lagging) == (State.RUNNING, True)
+    vm = after(on_report(vm, report(vm, Observed.STOPPED, generation=2), 1, NOW, LIMITS))
+    assert (vm.state, vm.is_lagging, vm.deadline) == (State.STOPPED, False, None)
+
+
+def test_a_stop_may_be_made_harder_but_not_softer() -> None:
+    stopping = after(on_request(running(), StopVm(grace_s=60), "r1", NOW, LIMITS))
+    assert on_request(stopping, StopVm(grace_s=90), "r2", NOW, LIMITS) is None
+    forced = after(on_request(stopping, StopVm(grace_s=0), "r3", NOW, LIMITS))
+    assert (forced.grace_s, forced.generation) == (0, stopping.generation + 1)
+
+
+def test_the_error_of_a_late_build_is_cleaned_up_by_its_host() -> None:
+    vm = building()
+    late = after(on_deadline(replace(vm, step=Step.IMAGE), NOW + LIMITS.build, LIMITS))
+    assert (late.state, late.step, late.is_lagging, late.host_id) == (State.ERROR, Step.CLEANUP, True, HOST)
+    clean = after(on_report(late, report(late, Observed.ABSENT), 1, NOW, LIMITS))
+    assert (clean.state, clean.host_id, clean.is_lagging) == (State.ERROR, None, False)
+    again = after(on_request(clean, RetryVm(), "r1", NOW, LIMITS))
+    assert (again.state, again.attempts, again.problem) == (State.PENDING, 0, None)

@@ -1,0 +1,122 @@
+"""What users may send, and what is told them when they may not."""
+
+import base64
+import json
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leveret.shared import ids
+from leveret.shared.documents import MAX_USER_DATA_BYTES, CreateVm
+from leveret.shared.errors import Code, LeveretError
+from leveret.shared.messages import REQUESTS, decode, digest_of, encode
+
+pytestmark = pytest.mark.unit
+
+SHA = "a" * 64
+GOOD: dict[str, Any] = {"name": "web", "image": {"name": "tiny"}}
+
+
+def read(document: dict[str, Any]) -> CreateVm:
+    message = decode("vm.create", json.dumps(document).encode(), among=REQUESTS)
+    assert isinstance(message, CreateVm)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("nmae", {"nmae": "web"}),
+        ("name", {"name": "Web"}),
+        ("name", {"name": "web-"}),
+        ("name", {"name": "a" * 64}),
+        ("name", {"name": "web\n"}),
+        ("vcpus", {"vcpus": 0}),
+        ("vcpus", {"vcpus": 10**9}),
+        ("vcpus", {"vcpus": "1"}),
+        ("vcpus", {"vcpus": True}),
+        ("memory_mib", {"memory_mib": 1.5}),
+        ("disk_gib", {"disk_gib": -1}),
+        ("image.ImageByUrl.sha256", {"image": {"url": "http://h/x", "sha256": "zz"}}),
+        ("image.ImageByUrl.url", {"image": {"url": "ftp://h/x", "sha256": SHA}}),
+        ("image.ImageByUrl.url", {"image": {"url": "http://user:secret@h/x", "sha256": SHA}}),
+        ("image.ImageByUrl.url", {"image": {"url": "file://host/x", "sha256": SHA}}),
+        ("ssh_keys", {"ssh_keys": ["not a public key at all"]}),
+        ("labels.b@d.[key]", {"labels": {"b@d": "x"}}),
+        ("running", {"running": "yes"}),
+        ("(document)", {"user_data": "x", "user_data_base64": "eA=="}),
+        ("(document)", {"user_data_base64": "***"}),
+    ],
+)
+def test_a_bad_field_is_named_and_its_value_is_not_repeated(field: str, bad: dict[str, Any]) -> None:
+    with pytest.raises(LeveretError) as caught:
+        read(GOOD | bad)
+    problem = caught.value.problem
+    assert problem.code is Code.INVALID_REQUEST
+    assert field in [error["field"] for error in problem.details["errors"]]
+    assert "secret" not in problem.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"image": NaN}', b'{"a":' * 5000]
+)
+def test_what_is_no_document_is_refused_in_order(body: bytes) -> None:
+    with pytest.raises(LeveretError) as caught:
+        decode("vm.create", body, among=REQUESTS)
+    assert caught.value.problem.code is Code.INVALID_REQUEST
+
+
+def test_unknown_types_and_huge_bodies_are_refused() -> None:
+    with pytest.raises(LeveretError) as caught:
+        decode("vm.explode", b"{}")
+    assert caught.value.problem.code is Code.UNKNOWN_TYPE
+    with pytest.raises(LeveretError) as caught:
+        decode("vm.create", b" " * (3 * 1024 * 1024))
+    assert caught.value.problem.code is Code.BODY_TOO_LARGE
+
+
+@given(st.binary(max_size=2000))
+def test_user_data_arrives_byte_for_byte(data: bytes) -> None:
+    body = encode(CreateVm(**GOOD, user_data_base64=base64.b64encode(data).decode()))
+    back = decode("vm.create", body, among=REQUESTS)
+    assert isinstance(back, CreateVm)
+    assert back.user_data_bytes() == data
+
+
+def test_a_mebibyte_of_user_data_fits_and_a_byte_more_does_not() -> None:
+    whole = base64.b64encode(b"\xff" * MAX_USER_DATA_BYTES).decode()
+    assert len(read(GOOD | {"user_data_base64": whole}).user_data_bytes() or b"") == MAX_USER_DATA_BYTES
+    more = base64.b64encode(b"\xff" * (MAX_USER_DATA_BYTES + 1)).decode()
+    with pytest.raises(LeveretError):
+        read(GOOD | {"user_data_base64": more})
+    with pytest.raises(LeveretError):
+        read(GOOD | {"user_data": "\u00e9" * (MAX_USER_DATA_BYTES // 2 + 1)})
+
+
+def test_ids_sort_by_age_and_say_what_they_are() -> None:
+    made = [ids.new_id() for _ in range(200)]
+    assert {one.version for one in made} == {7}
+    assert {one.variant for one in made} == {uuid.RFC_4122}
+    assert len(set(made)) == 200
+    assert [one.int >> 80 for one in made] == sorted(one.int >> 80 for one in made)
+
+
+def test_a_key_means_the_same_id_in_its_project_only() -> None:
+    assert ids.id_for_key("a", "k") == ids.id_for_key("a", "k")
+    assert ids.id_for_key("a", "k") != ids.id_for_key("b", "k")
+
+
+@given(st.uuids())
+def test_names_and_macs_made_from_ids_are_valid(vm_id: uuid.UUID) -> None:
+    assert read(GOOD | {"name": ids.name_for(vm_id)}).name == ids.name_for(vm_id)
+    first = int(ids.mac_for(vm_id)[:2], 16)
+    assert first & 0b11 == 0b10  # unicast, locally administered
+
+
+def test_a_digest_does_not_depend_on_the_order() -> None:
+    one, two = (ids.new_id(), 1, 1, "running"), (ids.new_id(), 2, 3, "stopped")
+    assert digest_of([one, two]) == digest_of([two, one])
+    assert digest_of([one]) != digest_of([(*one[:3], "stopped")])
