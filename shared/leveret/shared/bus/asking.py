@@ -9,7 +9,7 @@ import aiormq
 from aio_pika.abc import AbstractConnection
 from pydantic import BaseModel
 
-from leveret.shared.bus.publishing import DIRECT_REPLY, Envelope, Publisher
+from leveret.shared.bus.publishing import DIRECT_REPLY, PUBLISH_TIMEOUT_S, Envelope, Publisher
 from leveret.shared.errors import LeveretError
 from leveret.shared.messages import decode
 
@@ -35,6 +35,7 @@ class Caller:
         *,
         headers: Mapping[str, Any] | None = None,
         wait_s: float,
+        publish_timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> BaseModel | None:
         """Publish durably, then return the answer, or None when none came within `wait_s`.
 
@@ -45,7 +46,7 @@ class Caller:
         self._waiting[correlation_id] = answer
         envelope = Envelope(headers=headers, correlation_id=correlation_id, reply_to=DIRECT_REPLY)
         try:
-            await self.publisher.publish(exchange, key, message, envelope=envelope)
+            await self.publisher.publish(exchange, key, message, envelope=envelope, timeout_s=publish_timeout_s)
             async with asyncio.timeout(wait_s):
                 return await answer
         except TimeoutError:

@@ -118,7 +118,10 @@ class Link:
 
 
 class Furniture:
-    """Declares exchanges and queues each time its link comes up. Put it first on a link."""
+    """Declares every exchange and these queues each time its link comes up. Put it first on a link.
+
+    A process declares what it consumes: a host may not touch the conductor's queues.
+    """
 
     def __init__(self, queues: tuple[topology.Queue, ...] = topology.CORE_QUEUES) -> None:
         self._queues = queues
