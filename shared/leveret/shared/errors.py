@@ -62,7 +62,7 @@ class Code(StrEnum):
 HINTS: dict[Code, str] = {
     Code.INVALID_REQUEST: "Correct the fields named in `errors` and send the request again.",
     Code.UNSUPPORTED_CONTENT_TYPE: "Send one JSON document with content type application/json.",
-    Code.UNKNOWN_TYPE: "Use one of the message types listed in docs/messages.md.",
+    Code.UNKNOWN_TYPE: "Use one of the message types listed in docs/architecture.md.",
     Code.BODY_TOO_LARGE: "Make the document smaller; user-data may be up to 1 MiB.",
     Code.UNAUTHENTICATED: "Send `Authorization: Bearer TOKEN`; `leveret up` prints where the token is kept.",
     Code.FORBIDDEN: "Use credentials that may do this.",
