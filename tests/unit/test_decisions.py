@@ -196,3 +196,15 @@ def test_the_error_of_a_late_build_is_cleaned_up_by_its_host() -> None:
     assert (clean.state, clean.host_id, clean.is_lagging) == (State.ERROR, None, False)
     again = after(on_request(clean, RetryVm(), "r1", NOW, LIMITS))
     assert (again.state, again.attempts, again.problem) == (State.PENDING, 0, None)
+
+
+def test_a_delete_that_is_late_says_so_once_and_goes_on() -> None:
+    vm = after(on_request(running(), DeleteVm(), "r1", NOW, LIMITS))
+    first = on_deadline(vm, NOW + LIMITS.delete, LIMITS)
+    vm = after(first)
+    assert first is not None
+    assert [event.type for event in first.events] == ["late"]
+    again = on_deadline(vm, NOW + 2 * LIMITS.delete, LIMITS)
+    assert again is not None
+    assert again.events == ()
+    assert (again.after.state, again.after.sent_at) == (State.DELETING, None)

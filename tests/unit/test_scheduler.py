@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 def host(name: str = "h", **more: Any) -> HostSnapshot:
     size = {"vcpus": 8, "memory_mib": 8192, "disk_gib": 100} | {k: more.pop(k) for k in list(more) if k in SIZES}
     free = {f"{k}_free": more.pop(f"{k}_free", v) for k, v in size.items()}
-    base: dict[str, Any] = {"zone": "z1", "state": "up", "labels": {}} | more
+    base: dict[str, Any] = {"zone": "z1", "state": "up", "healthy": True, "labels": {}} | more
     return HostSnapshot(id=uuid.uuid4(), name=name, **base, **size, **free)
 
 
@@ -38,6 +38,7 @@ def placed(choice: HostSnapshot | Refused) -> HostSnapshot:
     ("constraint", "unfit", "asked"),
     [
         ("state", host(state="cordoned"), wish()),
+        ("hypervisor", host(healthy=False), wish()),
         ("zone", host(zone="z2"), wish(placement=Placement(zones=("z1",)))),
         ("required_labels", host(), wish(placement=Placement(require_labels={"gpu": "a"}))),
         ("forbidden_labels", host(labels={"old": "yes"}), wish(placement=Placement(forbid_labels={"old": "yes"}))),
@@ -59,7 +60,7 @@ def test_a_host_that_failed_a_vm_is_not_asked_again() -> None:
 
 def test_every_filter_has_a_case_above() -> None:
     assert set(FILTERS) == {
-        "state", "failed_before", "zone", "required_labels", "forbidden_labels", "vcpus", "memory_mib", "disk_gib",
+        "state", "hypervisor", "failed_before", "zone", "required_labels", "forbidden_labels", "vcpus", "memory_mib", "disk_gib",
     }  # fmt: skip
 
 

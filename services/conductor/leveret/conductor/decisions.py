@@ -327,6 +327,8 @@ def on_deadline(vm: Vm, now: datetime, limits: Limits) -> Change | None:
                 last=vm.problem,
             )
     after = replace(vm, problem=told(late), deadline=now + limits.delete, sent_at=None)
+    if (vm.problem or {}).get("code") == late.code:
+        return Change(vm, replace(after, problem=vm.problem))  # said already; a host may be away for days
     return Change(vm, after, (Event(after, "late", {"problem": told(late)}),))
 
 

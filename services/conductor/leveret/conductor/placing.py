@@ -57,7 +57,7 @@ async def place(connection: Connection, pending: Sequence[Vm], now: datetime, rn
 
 def _claim(vm: Vm, host: scheduler.HostSnapshot | None) -> bool:
     """Whether there is still room on a host that is locked now; if so, it is taken."""
-    if host is None or host.state != "up":
+    if host is None or host.state != "up" or not host.healthy:
         return False
     if vm.vcpus > host.vcpus_free or vm.memory_mib > host.memory_mib_free or vm.disk_gib > host.disk_gib_free:
         return False

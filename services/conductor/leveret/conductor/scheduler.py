@@ -16,12 +16,16 @@ from leveret.shared.errors import Code, Problem
 
 @dataclass(slots=True)
 class HostSnapshot:
-    """A host and what is free on it. The scheduler books what it places, so that a batch does not pile up."""
+    """A host and what is free on it. The scheduler books what it places, so that a batch does not pile up.
+
+    `healthy` is false while the host itself reports a problem, such as a libvirtd that does not answer.
+    """
 
     id: UUID
     name: str
     zone: str
     state: str
+    healthy: bool
     labels: Mapping[str, str]
     vcpus: int
     memory_mib: int
@@ -71,6 +75,10 @@ def _state(host: HostSnapshot, _wish: Wish) -> bool:
     return host.state == "up"
 
 
+def _healthy(host: HostSnapshot, _wish: Wish) -> bool:
+    return host.healthy
+
+
 def _failed_before(host: HostSnapshot, wish: Wish) -> bool:
     return host.id not in wish.avoid
 
@@ -104,6 +112,7 @@ Filter = Callable[[HostSnapshot, Wish], bool]
 #: What does not change while a batch is placed, and what does.
 ELIGIBLE: dict[str, Filter] = {
     "state": _state,
+    "hypervisor": _healthy,
     "failed_before": _failed_before,
     "zone": _zone,
     "required_labels": _required_labels,

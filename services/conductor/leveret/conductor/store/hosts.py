@@ -12,7 +12,7 @@ from leveret.conductor.scheduler import HostSnapshot
 from leveret.shared.messages import Heartbeat
 
 _SNAPSHOT = """
-SELECT id, name, zone, state, labels, vcpus, memory_mib, disk_gib,
+SELECT id, name, zone, state, problem IS NULL AS healthy, labels, vcpus, memory_mib, disk_gib,
        vcpus - vcpus_used AS vcpus_free,
        memory_mib - memory_mib_used AS memory_mib_free,
        disk_gib - disk_gib_used AS disk_gib_free
