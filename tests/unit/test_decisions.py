@@ -208,3 +208,14 @@ def test_a_delete_that_is_late_says_so_once_and_goes_on() -> None:
     assert again is not None
     assert again.events == ()
     assert (again.after.state, again.after.sent_at) == (State.DELETING, None)
+
+
+def test_a_failed_build_without_another_host_tells_the_build_s_reason_and_why_there_is_none() -> None:
+    failed = report(building(), Observed.ABSENT, problem=Problem.of(Code.START_FAILED, "QEMU said no"))
+    vm = after(on_report(building(), failed, 1, NOW, LIMITS))
+    vm = decisions.unplaceable(vm, Problem.of(Code.NO_CAPACITY, "full", constraints={"failed_before": 1})).after
+    assert vm.problem is not None
+    assert vm.problem["code"] == Code.BUILD_FAILED
+    assert "QEMU said no" in vm.problem["message"]
+    assert vm.problem["details"]["constraints"] == {"failed_before": 1}
+    assert [a["code"] for a in vm.problem["details"]["attempts"]] == [Code.START_FAILED]

@@ -161,9 +161,10 @@ def placed(vm: Vm, host_id: UUID, host_name: str, token: int, now: datetime) -> 
 
 
 def unplaceable(vm: Vm, problem: Problem) -> Change:
-    """No host takes a VM that failed elsewhere before: it ends in error, with every reason."""
-    problem = problem.model_copy(update={"details": {**problem.details, "attempts": _attempts(vm)}})
-    return _failed(vm, problem)
+    """No host takes it any more. One that failed elsewhere before ends with the reasons of that, too."""
+    if not vm.failed_hosts:
+        return _failed(vm, problem)
+    return _failed(vm, _build_problem(vm, **problem.details))
 
 
 # Reports
@@ -277,17 +278,7 @@ def _build_failed(vm: Vm, seen: Vm, problem: Problem, now: datetime, limits: Lim
         after = replace(freed, state=State.PENDING, step=Step.SCHEDULING, problem=told(problem))
         change = _moved(freed, after, "pending", attempt=vm.attempts)
     else:
-        what = f"{vm.attempts} hosts" if vm.attempts > 1 else "One host"
-        change = _failed(
-            freed,
-            Problem.of(
-                Code.BUILD_FAILED,
-                f"{what} tried to build VM {vm.name} and failed; the last said: {problem.message}",
-                step=problem.step,
-                host=problem.host,
-                attempts=_attempts(freed),
-            ),
-        )
+        change = _failed(freed, _build_problem(freed))
     return Change(vm, change.after, (replace(event, vm=change.after), *change.events))
 
 
@@ -366,6 +357,22 @@ def _error(before: Vm, after: Vm, problem: Problem) -> Change:
 def _failed(vm: Vm, problem: Problem) -> Change:
     """In error without a host: there is nothing to wait for."""
     return _error(vm, replace(vm, step=None, deadline=None), problem)
+
+
+def _build_problem(vm: Vm, **details: Any) -> Problem:
+    """Why a VM was not built, from every host that tried. `details` say why no other host could."""
+    last = Problem.model_validate(vm.failed_hosts[-1]["problem"])
+    tried = len(vm.failed_hosts)
+    what = f"{tried} hosts tried" if tried > 1 else "One host tried"
+    but = ", and no other host can take it" if details else ""
+    return Problem.of(
+        Code.BUILD_FAILED,
+        f"{what} to build VM {vm.name} and failed{but}; the last said: {last.message}",
+        step=last.step,
+        host=last.host,
+        attempts=_attempts(vm),
+        **details,
+    )
 
 
 def _attempts(vm: Vm) -> list[dict[str, Any]]:
