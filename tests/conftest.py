@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from leveret.conductor.migrate import migrate
 from leveret.shared import logs, topology
 from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,3 +100,10 @@ async def broker(rabbit: Rabbit) -> Rabbit:
         for queue in topology.CORE_QUEUES:
             await (await channel.get_queue(queue.name)).purge()
     return rabbit
+
+
+@pytest.fixture(scope="session")
+def appliance() -> Path:
+    """The tiny guest, built if it was not yet."""
+    done = subprocess.run([ROOT / "script" / "guest-images"], capture_output=True, text=True, check=True, timeout=600)
+    return Path(done.stdout.split()[1])

@@ -1,7 +1,6 @@
 """An agent over simulated hypervisors, without a broker; and a loop on which waiting takes no time."""
 
 import asyncio
-import itertools
 import selectors
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from leveret.compute.agent import Agent, Limits
+from leveret.compute.behaviour import Behaviour
 from leveret.compute.driver import Domain
 from leveret.compute.ledger import Ledger
 from leveret.compute.metrics import Metrics
-from leveret.compute.simulated import Behaviour, SimulatedDriver
+from leveret.compute.simulated import SimulatedDriver
 from leveret.shared.errors import Code, fail
 from leveret.shared.lifecycle import Wanted
 from leveret.shared.messages import DesiredVm, HostReport, Image, VmReport
@@ -35,6 +35,12 @@ class LeapingLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return super().time() + self._leapt_s
+
+    @property
+    def timers(self) -> int:
+        """How many timers are waiting."""
+        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
+        return sum(not timer.cancelled() for timer in scheduled)
 
     def _run_once(self) -> None:
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
@@ -129,6 +135,10 @@ class AgentWorld:
     async def open(self) -> None:
         await self.driver.open(self.agent.on_change)
 
+    def renew(self) -> None:
+        """Another agent in the same epoch: it takes the driver as it is now."""
+        self.agent = self._new_agent()
+
     async def restart(self) -> None:
         """The worker is killed where it stands; another finds the same hypervisor, in the next epoch."""
         await self.agent.kill()
@@ -142,26 +152,25 @@ class AgentWorld:
 
     async def idle(self, within_s: float = 600.0) -> None:
         """Wait until nothing is under way and everything has been told."""
-        async with asyncio.timeout(within_s):
-            while self.agent.busy or self.agent.reporter.pending or self.agent.reporter.sending:
-                await asyncio.sleep(0.005)
+        await self.until(
+            lambda: not (self.agent.busy or self.agent.reporter.pending or self.agent.reporter.sending), within_s
+        )
 
-    async def until(self, check: Callable[[], T], within_s: float = 600.0) -> T:
-        async with asyncio.timeout(within_s):
-            while not (answer := check()):
-                await asyncio.sleep(0.005)
-            return answer
+    async def until(self, check: Callable[[], object], within_s: float = 600.0) -> None:
+        """Wait until this is true; fail when it is not in time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + within_s
+        while not check():
+            assert loop.time() < deadline, "never became true"
+            await asyncio.sleep(0.005)
 
     def last(self, vm_id: UUID = VM_ID) -> VmReport:
         """What was said last of a VM."""
-        found = max((vm for report in self.heard for vm in report.vms if vm.vm_id == vm_id), key=lambda vm: vm.seq)
-        return found
+        said = ((r.epoch, vm.seq, vm) for r in self.heard for vm in r.vms if vm.vm_id == vm_id)
+        return max(said, key=lambda one: one[:2])[2]
 
     def said(self, vm_id: UUID = VM_ID) -> list[VmReport]:
         return [vm for report in self.heard for vm in report.vms if vm.vm_id == vm_id]
 
     async def domain(self, vm_id: UUID = VM_ID) -> Domain | None:
         return await self.driver.find(vm_id)
-
-
-ids = map(UUID, (f"00000000-0000-4000-8000-{number:012}" for number in itertools.count(1)))

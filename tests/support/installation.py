@@ -18,6 +18,7 @@ from peers import eventually
 from leveret.client import Leveret
 from leveret.stack.composition import Peers, Ports, compose
 from leveret.stack.down import down
+from leveret.stack.hypervisor import ready_libvirt
 from leveret.stack.layout import Layout, Options
 from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
@@ -47,6 +48,7 @@ class Installation:
         peers = Peers(
             amqp_urls={user: self.rabbit.url_of(user) for user in BROKER_USERS},
             database_urls={role: self.postgres.dsn(role, DATABASE) for role in DATABASE_ROLES},
+            libvirt_uri=ready_libvirt(self.layout, self.options).uri if self.options.libvirt else None,
         )
         return compose(self.layout, self.options, peers, Ports(self.layout.ports(), self.runner)).services
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from leveret.shared import ids
 from leveret.shared.documents import MAX_USER_DATA_BYTES, CreateVm
-from leveret.shared.errors import Code, LeveretError
+from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.messages import REQUESTS, decode, digest_of, encode
 
 pytestmark = pytest.mark.unit
@@ -45,6 +45,9 @@ def read(document: dict[str, Any]) -> CreateVm:
         ("image.ImageByUrl.url", {"image": {"url": "http://user:secret@h/x", "sha256": SHA}}),
         ("image.ImageByUrl.url", {"image": {"url": "file://host/x", "sha256": SHA}}),
         ("ssh_keys", {"ssh_keys": ["not a public key at all"]}),
+        ("ssh_keys", {"ssh_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA a\0b"]}),
+        ("ssh_keys", {"ssh_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAA x\ncommand=y"]}),
+        ("image.ImageByUrl.url", {"image": {"url": "http://h/\0x", "sha256": SHA}}),
         ("labels.b@d.[key]", {"labels": {"b@d": "x"}}),
         ("running", {"running": "yes"}),
         ("(document)", {"user_data": "x", "user_data_base64": "eA=="}),
@@ -120,3 +123,9 @@ def test_a_digest_does_not_depend_on_the_order() -> None:
     one, two = (ids.new_id(), 1, 1, "running"), (ids.new_id(), 2, 3, "stopped")
     assert digest_of([one, two]) == digest_of([two, one])
     assert digest_of([one]) != digest_of([(*one[:3], "stopped")])
+
+
+def test_a_code_from_a_newer_version_is_passed_on() -> None:
+    problem = Problem.model_validate({"code": "brand_new", "message": "x"})
+    assert problem.code == "brand_new"
+    assert Problem.model_validate({"code": "disk_full", "message": "x"}).code is Code.DISK_FULL

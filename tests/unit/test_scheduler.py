@@ -60,7 +60,8 @@ def test_a_host_that_failed_a_vm_is_not_asked_again() -> None:
 
 def test_every_filter_has_a_case_above() -> None:
     assert set(FILTERS) == {
-        "state", "hypervisor", "failed_before", "zone", "required_labels", "forbidden_labels", "vcpus", "memory_mib", "disk_gib",
+        "state", "hypervisor", "failed_before", "zone", "required_labels", "forbidden_labels",
+        "vcpus", "memory_mib", "disk_gib",
     }  # fmt: skip
 
 

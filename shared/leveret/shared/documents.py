@@ -26,7 +26,8 @@ ShortName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 SshKey = Annotated[str, StringConstraints(min_length=16, max_length=8192, strip_whitespace=True)]
 
-_SSH_KEY = re.compile(r"^(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\r\n]*)?$")
+_SSH_KEY = re.compile(r"(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
+_PRINTABLE_URL = re.compile(r"[\x21-\x7e]+")
 
 
 class Document(BaseModel):
@@ -51,6 +52,8 @@ class ImageByUrl(Document):
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, url: str) -> str:
+        if not _PRINTABLE_URL.fullmatch(url):
+            raise ValueError("must be printable ASCII without spaces: encode the rest with %")
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https", "file"}:
             raise ValueError("must be an http, https or file url")
@@ -92,7 +95,7 @@ class CreateVm(Document):
     @classmethod
     def _look_like_public_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         for key in keys:
-            if not _SSH_KEY.match(key):
+            if not _SSH_KEY.fullmatch(key):
                 raise ValueError("must be OpenSSH public keys, one a string: 'ssh-ed25519 AAAA... comment'")
         return keys
 

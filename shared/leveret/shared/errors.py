@@ -1,9 +1,9 @@
 """The closed list of reasons, and the one document in which every failure is told (law 6)."""
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Code(StrEnum):
@@ -113,7 +113,8 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    code: Code
+    # A newer Leveret may know more codes than we do: what they say is passed on all the same.
+    code: Annotated[Code | str, Field(union_mode="left_to_right")]
     message: str
     hint: str = ""
     step: str | None = None

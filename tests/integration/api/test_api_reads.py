@@ -128,7 +128,7 @@ async def test_pages_stay_in_order_while_vms_come_and_go(client: AsyncClient, te
         cursor, pages = page["next"], pages + 1
         if pages == 1:
             await tenant.update(vms[0], state="deleting", desired="deleted", deadline=datetime.now(UTC))
-            await tenant.update(vms[0], state="deleted", deadline=None)
+            await tenant.update(vms[0], state="deleted", host_id=None, token=None, deadline=None)
     assert (seen, pages) == (vms, 3)
 
 

@@ -240,7 +240,7 @@ class Consumer:
         headers = {
             **{name: value for name, value in delivery.headers.items() if isinstance(value, str | int)},
             "dead_queue": delivery.queue,
-            "dead_code": problem.code.value,
+            "dead_code": str(problem.code),
             "dead_message": problem.message,
             "dead_user": delivery.user_id or "",
             "dead_message_id": delivery.message_id or "",

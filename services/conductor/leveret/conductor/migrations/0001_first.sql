@@ -151,6 +151,7 @@ CREATE TABLE vms (
 );
 CREATE UNIQUE INDEX vms_name ON vms (project_id, name) WHERE state <> 'deleted';
 CREATE INDEX vms_list ON vms (project_id, id);
+CREATE INDEX vms_live ON vms (project_id, id) WHERE state <> 'deleted';
 CREATE INDEX vms_host ON vms (host_id) WHERE host_id IS NOT NULL;
 CREATE INDEX vms_deadline ON vms (deadline) WHERE deadline IS NOT NULL;
 CREATE INDEX vms_pending ON vms (created_at) WHERE state = 'pending';

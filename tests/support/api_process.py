@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
+
+from leveret.stack.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,7 @@ class Api:
 @contextmanager
 def running_api(directory: Path, **settings: object) -> Iterator[Api]:
     """The process, once it answers; stopped afterwards. Settings are given by their names in small letters."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     program = shutil.which("leveret-api", path=str(Path(sys.executable).parent))
     assert program is not None
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LEVERET_")}

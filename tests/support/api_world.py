@@ -1,4 +1,4 @@
-"""The world around the API in its tests: rows as a conductor writes them, a conductor that follows a script, a proxy."""
+"""The world around the API in its tests: rows as a conductor writes them, a conductor with a script, a proxy."""
 
 import asyncio
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from httpx2 import AsyncClient, Response
+from httpx2 import Response
 
 from leveret.shared import topology
 from leveret.shared.bus import DONE, Consumer, Delivery, Envelope, Furniture, Link, Outcome, Publisher
@@ -31,7 +31,7 @@ class Tenant:
     """One project with its tokens, and what its conductor writes into its rows."""
 
     project: str
-    connection: asyncpg.Connection[Any]
+    connection: "asyncpg.Connection[Any]"
     tokens: dict[str, str] = field(default_factory=dict)
 
     async def move_in(self) -> None:
@@ -61,6 +61,8 @@ class Tenant:
         vm_id = vm_id or new_id()
         wanted = {"stopped": "stopped", "deleting": "deleted", "deleted": "deleted"}.get(state, "running")
         moving = state in {"pending", "building", "deleting"}
+        if state in {"building", "running", "stopped", "deleting"} and "host_id" not in more:
+            more |= {"host_id": await self.host(f"host-{vm_id}"), "token": 1}
         row = {
             "id": vm_id,
             "project_id": self.project,
@@ -268,11 +270,3 @@ def problem_of(answer: Response, status: int, code: Code) -> dict[str, Any]:
     assert document["hint"]
     assert document["request_id"] == answer.headers["x-request-id"]
     return document
-
-
-async def ready(client: AsyncClient, *, status: int = 200, within_s: float = 15.0) -> Response:
-    """The answer of /readyz once it has this status."""
-    async with asyncio.timeout(within_s):
-        while (answer := await client.get("/readyz")).status_code != status:
-            await asyncio.sleep(0.05)
-    return answer

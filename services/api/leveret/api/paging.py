@@ -1,0 +1,33 @@
+"""Cursors: where a list goes on. They name the last id that was shown, so that changes between pages move nothing."""
+
+import base64
+import binascii
+from uuid import UUID
+
+from leveret.shared.errors import Code, fail
+
+_PREFIX = "v1."
+
+#: What a cursor looks like: a version, and the 16 bytes of an id.
+CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{22}$"
+
+
+def cursor_of(vm_id: UUID) -> str:
+    return _PREFIX + base64.urlsafe_b64encode(vm_id.bytes).rstrip(b"=").decode()
+
+
+def after_cursor(cursor: str) -> UUID:
+    """The id to go on after. Raises LeveretError `invalid_request` for what no list has given out."""
+    try:
+        raw = base64.b64decode(cursor.removeprefix(_PREFIX) + "==", altchars=b"-_", validate=True)
+        vm_id = UUID(bytes=raw)
+    except (ValueError, binascii.Error) as error:
+        raise _bad() from error
+    if cursor_of(vm_id) != cursor:
+        raise _bad()
+    return vm_id
+
+
+def _bad() -> Exception:
+    errors = [{"field": "cursor", "message": "give the `next` of the page before, unchanged"}]
+    return fail(Code.INVALID_REQUEST, "The parameters are not valid.", errors=errors)

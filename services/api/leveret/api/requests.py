@@ -1,0 +1,99 @@
+"""Writing: every change is a request that is given to the broker; the conductor judges it."""
+
+import re
+import time
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from leveret.api.metrics import Metrics
+from leveret.shared import documents, topology
+from leveret.shared.bus import Caller, Link, Unroutable
+from leveret.shared.errors import Code, LeveretError
+from leveret.shared.messages import TYPE_OF, Verdict
+
+log = structlog.get_logger()
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_RENEW_EVERY_S = 5.0
+
+#: A broker that does not confirm within this time is away: a user has the answer within five seconds.
+CONFIRM_TIMEOUT_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request of one user. `at` is when it arrived, in seconds since the epoch."""
+
+    project: str
+    vm_id: UUID
+    request_id: str
+    document: documents.Document
+    at: float
+    traceparent: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {
+            "vm_id": str(self.vm_id),
+            "request_id": self.request_id,
+            "requested_at": str(self.at),
+            "project": self.project,
+        }
+        if self.traceparent is not None and _TRACEPARENT.fullmatch(self.traceparent):
+            headers["traceparent"] = self.traceparent
+        return headers
+
+
+class Requests:
+    """Gives requests to the broker, and waits a little for what the conductor says."""
+
+    def __init__(self, caller: Caller, link: Link, metrics: Metrics, *, verdict_wait_s: float) -> None:
+        self._caller = caller
+        self._link = link
+        self._metrics = metrics
+        self._verdict_wait_s = verdict_wait_s
+        self._renewed_at = float("-inf")
+
+    async def send(self, ask: Ask) -> Verdict | None:
+        """The verdict, or None when the request is queued and not yet judged.
+
+        Raises LeveretError `unavailable` when it is not known to be queued: asking again with the same id is safe.
+        """
+        began = time.monotonic()
+        message_type = TYPE_OF[type(ask.document)]
+        outcome = "unavailable"
+        try:
+            verdict = await self._send(message_type, ask)
+            outcome = "queued" if verdict is None else "accepted" if verdict.accepted else "rejected"
+            return verdict
+        finally:
+            self._metrics.publishes.labels(message_type, outcome).inc()
+            self._metrics.publish_seconds.observe(time.monotonic() - began)
+
+    async def _send(self, message_type: str, ask: Ask) -> Verdict | None:
+        try:
+            answer = await self._caller.ask(
+                topology.REQUESTS.name,
+                message_type,
+                ask.document,
+                headers=ask.headers,
+                wait_s=self._verdict_wait_s,
+                publish_timeout_s=CONFIRM_TIMEOUT_S,
+            )
+        except Unroutable:
+            self._renew()
+            raise
+        except LeveretError as error:
+            if error.problem.code is Code.UNAVAILABLE:
+                raise
+            log.warning("verdict.unreadable", code=error.problem.code)
+            return None  # it was queued; only the answer could not be read
+        return answer if isinstance(answer, Verdict) else None
+
+    def _renew(self) -> None:
+        """The queue of requests is gone: coming up again, the link declares it. Not oftener than every few seconds."""
+        if time.monotonic() - self._renewed_at > _RENEW_EVERY_S:
+            self._renewed_at = time.monotonic()
+            self._link.renew()

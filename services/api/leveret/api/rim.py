@@ -1,0 +1,91 @@
+"""The rim of the API: every request gets an id, a limit, a log line, a measurement, and an answer even for a defect."""
+
+import re
+import time
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from leveret.api.metrics import Metrics
+from leveret.api.problems import answer
+from leveret.shared import ids
+from leveret.shared.errors import Code, Problem
+
+log = structlog.get_logger()
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+_V1 = "/v1/"
+
+
+class Rim:
+    """An ASGI middleware: the outermost part that is ours."""
+
+    def __init__(self, app: ASGIApp, *, api: FastAPI, metrics: Metrics, max_in_flight: int) -> None:
+        self._app = app
+        self._api = api
+        self._metrics = metrics
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["app"] = self._api
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
+        began = time.perf_counter()
+        status = 0
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+        try:
+            if self._in_flight > self._max_in_flight and scope["path"].startswith(_V1):
+                problem = Problem.of(Code.UNAVAILABLE, "Too many requests are under way here.")
+                await answer(Request(scope), problem)(scope, receive, send_named)
+            else:
+                await self._app(scope, receive, send_named)
+        except Exception:  # the rim
+            log.exception("request.crashed", request_id=request_id)
+            if status:
+                raise  # the answer has begun: all that is left is to cut it off
+            problem = Problem.of(Code.INTERNAL, "Something went wrong here.")
+            await answer(Request(scope), problem)(scope, receive, send_named)
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
+            self._note(scope, status, time.perf_counter() - began, state)
+
+    def _note(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
+        route = getattr(scope.get("route"), "path", "(none)")
+        method = scope["method"] if scope["method"] in _METHODS else "(other)"
+        self._metrics.requests.labels(route, method, str(status)).inc()
+        self._metrics.request_seconds.labels(route, method).observe(seconds)
+        note = log.info if route.startswith(_V1) or status >= 500 else log.debug
+        note(
+            "request.done",
+            method=method,
+            route=route,
+            status=status,
+            duration_ms=round(seconds * 1000, 1),
+            request_id=state["request_id"],
+            project=state.get("project"),
+        )
+
+
+def request_id_from(given: str | None) -> str:
+    """The caller's own, if it is short and plain; it ends up in logs and message headers."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return str(ids.new_id())

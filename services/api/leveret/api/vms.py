@@ -1,0 +1,214 @@
+"""VMs over REST: asking for a change, and reading what became of it."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Request
+from starlette.responses import Response
+
+from leveret.api import queries, views
+from leveret.api.auth import Identity, Reader, Writer
+from leveret.api.bodies import body_of
+from leveret.api.paging import cursor_of
+from leveret.api.params import Creating, Deleting, Listing, Waiting, WaitParams
+from leveret.api.problems import Refusal
+from leveret.api.requests import Ask
+from leveret.api.service import Service, service_of
+from leveret.api.waits import Goal, Outcome, Sight, judge, look
+from leveret.shared import ids
+from leveret.shared.documents import CreateVm, DeleteVm, Document, RequestView, VmView
+from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.lifecycle import State
+from leveret.shared.messages import Verdict
+
+WAIT_HEADER = "Leveret-Wait"
+KEY_MAX_CHARS = 255
+
+
+async def put_vm(
+    request: Request,
+    vm_id: UUID,
+    identity: Writer,
+    document: Annotated[CreateVm, Depends(body_of(CreateVm))],
+    params: Creating,
+) -> Response:
+    return await _change(request, identity, vm_id, document, params)
+
+
+async def post_vm(
+    request: Request, identity: Writer, document: Annotated[CreateVm, Depends(body_of(CreateVm))], params: Creating
+) -> Response:
+    key = request.headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= KEY_MAX_CHARS and key.isascii() and key.isprintable()):
+        errors = [{"field": "Idempotency-Key", "message": f"give 1 to {KEY_MAX_CHARS} printable ASCII characters"}]
+        raise fail(Code.INVALID_REQUEST, "The headers are not valid.", errors=errors)
+    vm_id = ids.new_id() if key is None else ids.id_for_key(identity.project, key)
+    return await _change(request, identity, vm_id, document, params, by_key=key is not None)
+
+
+async def delete_vm(request: Request, vm_id: UUID, identity: Writer, params: Deleting) -> Response:
+    return await _change(request, identity, vm_id, DeleteVm(), params)
+
+
+def action(model: type[Document]) -> Callable[..., Awaitable[Response]]:
+    """The handler of one action, whose body is this document and may be left out."""
+
+    async def act(
+        request: Request,
+        vm_id: UUID,
+        identity: Writer,
+        document: Annotated[Document, Depends(body_of(model, optional=True))],
+        params: Waiting,
+    ) -> Response:
+        generation = 0
+        if params.wait is not None:
+            # Until the request was judged, the row tells of an older wish: only a newer generation counts.
+            generation = await _generation(service_of(request), identity.project, vm_id) + 1
+        return await _change(request, identity, vm_id, document, params, newer_than=generation)
+
+    return act
+
+
+async def get_vm(request: Request, vm_id: UUID, identity: Reader, params: Waiting) -> Response:
+    service = service_of(request)
+    headers = {}
+    if params.wait is None:
+        sight = await look(service.database, identity.project, vm_id)
+    else:
+        goal = Goal(params.wait)
+        outcome, sight = await service.waits.until(
+            identity.project,
+            vm_id,
+            lambda seen: _outcome(seen, goal),
+            timeout_s=params.timeout_s,
+            is_gone=request.is_disconnected,
+        )
+        headers[WAIT_HEADER] = outcome.value
+    if sight.vm is None:
+        raise Refusal(sight.refusal or not_found(sight), headers=headers)
+    headers["ETag"] = views.etag(sight.vm)
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return _json(sight.vm, headers=headers)
+
+
+async def list_vms(request: Request, identity: Reader, params: Listing) -> Response:
+    query = queries.LIST_ALL_VMS if State.DELETED in params.state else queries.LIST_LIVE_VMS
+    rows = await service_of(request).database.rows(
+        query,
+        identity.project,
+        params.after(),
+        [state.value for state in params.state] or None,
+        params.labels(),
+        params.host,
+        params.name,
+        params.limit + 1,
+    )
+    shown = rows[: params.limit]
+    more = cursor_of(shown[-1]["id"]) if len(rows) > len(shown) else None
+    return _json(views.VmPage(items=tuple(views.vm(row) for row in shown), next=more))
+
+
+def not_found(sight: Sight) -> Problem:
+    why = "was deleted before it was created" if sight.tombstone else "is not there"
+    return Problem.of(Code.VM_NOT_FOUND, f"This VM {why}.")
+
+
+async def _change(
+    request: Request,
+    identity: Identity,
+    vm_id: UUID,
+    document: Document,
+    params: WaitParams,
+    *,
+    by_key: bool = False,
+    newer_than: int = 0,
+) -> Response:
+    """Ask, wait for the verdict, then for the VM if that was asked for too."""
+    service = service_of(request)
+    ask = Ask(
+        project=identity.project,
+        vm_id=vm_id,
+        request_id=request.state.request_id,
+        document=document,
+        at=time.time(),
+        traceparent=request.headers.get("traceparent"),
+    )
+    headers = {"Location": f"/v1/vms/{vm_id}"}
+    try:
+        verdict = await service.requests.send(ask)
+    except LeveretError as error:
+        details = {**error.problem.details, "vm_id": str(vm_id)}
+        raise Refusal(error.problem.model_copy(update={"details": details}), headers=headers) from error
+    if verdict is not None and not verdict.accepted:
+        raise _refused(verdict.problem, by_key=by_key)
+    if params.wait is None:
+        sight = await _glance(service, identity.project, vm_id, verdict)
+    else:
+        goal = Goal(params.wait, (verdict.generation or 0) if verdict is not None else newer_than)
+        outcome, sight = await service.waits.until(
+            identity.project,
+            vm_id,
+            lambda seen: _outcome_of_change(seen, goal, verdict, ask.request_id),
+            timeout_s=params.timeout_s,
+            is_gone=request.is_disconnected,
+        )
+        if sight.vm is None and outcome is Outcome.FAILED:
+            raise _refused(sight.refusal or not_found(sight), by_key=by_key)
+        headers[WAIT_HEADER] = outcome.value
+    return _json(_view(ask, verdict, sight.vm), status=202, headers=headers)
+
+
+def _view(ask: Ask, verdict: Verdict | None, vm: VmView | None) -> RequestView:
+    """A create whose row is there was accepted, even if nobody heard the verdict."""
+    accepted = verdict is not None or (vm is not None and isinstance(ask.document, CreateVm))
+    return RequestView(request_id=ask.request_id, vm_id=ask.vm_id, verdict="accepted" if accepted else "queued", vm=vm)
+
+
+def _outcome(sight: Sight, goal: Goal) -> Outcome | None:
+    """Waiting without a request of one's own: what is refused or gone will not come."""
+    if sight.vm is not None:
+        return judge(sight.vm, goal)
+    return Outcome.FAILED if sight.refusal is not None or sight.tombstone else None
+
+
+def _outcome_of_change(sight: Sight, goal: Goal, verdict: Verdict | None, request_id: str) -> Outcome | None:
+    if sight.vm is not None:
+        return judge(sight.vm, goal)
+    if goal.target == "deleted" and verdict is not None:
+        return Outcome.REACHED  # it is gone so long that even its row is
+    if verdict is None and sight.refusal is not None and sight.refused_request_id == request_id:
+        return Outcome.FAILED
+    if verdict is None and goal.target == "deleted" and sight.tombstone:
+        return Outcome.FAILED  # as the verdict would have said: there was none, and now there will be none
+    return None
+
+
+def _refused(problem: Problem | None, *, by_key: bool) -> LeveretError:
+    """What the conductor refused. One key with two bodies is 422 and one id with two bodies 409, as is usual."""
+    if problem is None:
+        return fail(Code.INTERNAL, "The request was refused without a reason.")
+    if by_key and problem.code is Code.ID_CONFLICT:
+        return Refusal(problem, status=422)
+    return LeveretError(problem)
+
+
+async def _glance(service: Service, project: str, vm_id: UUID, verdict: Verdict | None) -> Sight:
+    """The row, if it can be read now. The request is made already, so its absence is no failure."""
+    if verdict is None:
+        return Sight()
+    try:
+        return await look(service.database, project, vm_id)
+    except LeveretError:
+        return Sight()
+
+
+async def _generation(service: Service, project: str, vm_id: UUID) -> int:
+    sight = await look(service.database, project, vm_id)
+    return sight.vm.generation if sight.vm is not None else 0
+
+
+def _json(document: Document, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(document.model_dump_json(), status_code=status, headers=headers, media_type="application/json")

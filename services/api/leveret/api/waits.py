@@ -1,0 +1,129 @@
+"""Waiting until a VM is as asked, pushed by the event feed. What was seen decides, never a message."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+from uuid import UUID
+
+from leveret.api import queries, views
+from leveret.api.database import Database
+from leveret.api.feed import EventFeed
+from leveret.shared.documents import VmView
+from leveret.shared.errors import LeveretError, Problem
+from leveret.shared.lifecycle import Desired, State
+
+Target = Literal["running", "ready", "stopped", "deleted"]
+
+#: How often a wait looks at the rows by itself: a queued request may be refused, and no event tells of that.
+_LOOK_QUEUED_S = 1.0
+_LOOK_S = 10.0
+_AWAY_PAUSE_S = 0.5
+
+
+class Outcome(StrEnum):
+    """The value of the `Leveret-Wait` header."""
+
+    REACHED = "reached"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is waited for.
+
+    `generation` is the least that counts: a row that has not yet heard of the request says nothing about it.
+    """
+
+    target: Target
+    generation: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What was found of a VM: itself, the problem of its refused create, or that it will never be."""
+
+    vm: VmView | None = None
+    refusal: Problem | None = None
+    refused_request_id: str | None = None
+    tombstone: bool = False
+
+
+def judge(vm: VmView, goal: Goal) -> Outcome | None:
+    """Whether this VM is where the goal is, or cannot get there any more; None while it may."""
+    if goal.target == "deleted":
+        return Outcome.REACHED if vm.state is State.DELETED else None
+    if vm.state in {State.DELETING, State.DELETED}:
+        return Outcome.FAILED
+    if vm.generation < goal.generation:
+        return None
+    if vm.state is State.ERROR:
+        return Outcome.FAILED
+    if vm.observed_generation < vm.generation:
+        return None
+    match goal.target:
+        case "stopped" if vm.state is State.STOPPED:
+            return Outcome.REACHED
+        case "running" if vm.state is State.RUNNING:
+            return Outcome.REACHED
+        case "ready" if vm.state is State.RUNNING and vm.guest_ready:
+            return Outcome.REACHED
+        case "running" | "ready" if vm.state is State.STOPPED and vm.desired is Desired.RUNNING:
+            return Outcome.FAILED  # it went off by itself, and nothing is under way
+    return None
+
+
+async def look(database: Database, project: str, vm_id: UUID) -> Sight:
+    """What there is of this id in this project."""
+    row = await database.row(queries.GET_VM, project, vm_id)
+    if row is not None:
+        return Sight(vm=views.vm(row))
+    rejection = await database.row(queries.GET_REJECTION, project, vm_id)
+    if rejection is not None:
+        problem = Problem.model_validate(rejection["problem"])
+        return Sight(refusal=problem, refused_request_id=rejection["request_id"])
+    tombstone = await database.row(queries.GET_TOMBSTONE, project, vm_id)
+    return Sight(tombstone=tombstone is not None)
+
+
+class Waits:
+    """Waits for VMs. Ends early when the process is about to stop or the client has gone."""
+
+    def __init__(self, database: Database, feed: EventFeed) -> None:
+        self._database = database
+        self._feed = feed
+
+    async def until(
+        self,
+        project: str,
+        vm_id: UUID,
+        done: Callable[[Sight], Outcome | None],
+        *,
+        timeout_s: float,
+        is_gone: Callable[[], Awaitable[bool]],
+    ) -> tuple[Outcome, Sight]:
+        """Look until `done` says what came of it. Raises LeveretError `unavailable` if Postgres was away to the end."""
+        until = time.monotonic() + timeout_s
+        with self._feed.watch(project, vm_id, settled_only=True) as watch:
+            while True:
+                away: LeveretError | None = None
+                sight = Sight()
+                try:
+                    sight = await look(self._database, project, vm_id)
+                except LeveretError as error:
+                    away = error
+                outcome = done(sight) if away is None else None
+                if outcome is not None:
+                    return outcome, sight
+                left_s = until - time.monotonic()
+                if left_s <= 0 or self._feed.is_closed or await is_gone():
+                    if away is not None:
+                        raise away
+                    return Outcome.TIMED_OUT, sight
+                if away is not None:
+                    await asyncio.sleep(min(left_s, _AWAY_PAUSE_S))
+                else:
+                    await watch.wait(min(left_s, _LOOK_S if sight.vm is not None else _LOOK_QUEUED_S))
