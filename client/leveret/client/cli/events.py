@@ -1,0 +1,135 @@
+"""`events` and `timeline`: what happened, and where the time went."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from leveret.client.cli.output import Format, Output, emit_document, paint
+from leveret.client.cli.session import complete_vm, connect, run
+
+if TYPE_CHECKING:
+    from leveret.client.leveret import Leveret
+    from leveret.client.timeline import Span
+    from leveret.shared.documents import EventView, VmView
+
+OneVm = Annotated[str | None, typer.Argument(metavar="[VM]", help="Name or id.", autocompletion=complete_vm)]
+
+
+def events(
+    ctx: typer.Context,
+    vm: OneVm = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they come, until Ctrl-C.")] = False,
+    after: Annotated[
+        int | None, typer.Option(min=0, metavar="SEQ", help="Only those after this number: resume where you were.")
+    ] = None,
+    lines: Annotated[int, typer.Option("-n", min=0, help="How many of the newest to begin with.")] = 20,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show what happened to one VM, or to all.
+
+    With -o json every line is a document.
+    """
+
+    async def body() -> None:
+        async with connect(ctx) as leveret:
+            vm_id = (await leveret.find(vm)).id if vm else None
+            if after is None:
+                last = await _newest(leveret, vm_id, lines, output, with_name=not vm)
+            else:
+                last = after
+            if follow or after is not None:
+                async for event in leveret.events(vm_id=vm_id, after=last, follow=follow):
+                    _write(event, output, with_name=not vm)
+
+    run(body())
+
+
+async def _newest(leveret: "Leveret", vm_id: UUID | None, count: int, form: Format, *, with_name: bool) -> int:
+    """Show the last `count` events and return the number to go on from."""
+    _, last = await leveret.events_page(after="latest")
+    # A project's numbers have no gaps, so its newest are known; a VM has few events, so they are all read.
+    start = 0 if vm_id else max(0, last - count)
+    newest = [event async for event in leveret.events(vm_id=vm_id, after=start)]
+    for event in newest[-count:] if count else ():
+        _write(event, form, with_name=with_name)
+    return newest[-1].seq if newest else start
+
+
+def _write(event: "EventView", form: Format, *, with_name: bool) -> None:
+    from leveret.client.cli.columns import event_line
+
+    match form:
+        case Format.TABLE:
+            print(event_line(event, with_name=with_name), flush=True)
+        case Format.JSON:
+            print(json.dumps(event.model_dump(mode="json"), ensure_ascii=False), flush=True)
+        case Format.YAML:
+            print("---")
+            emit_document(event.model_dump(mode="json"), form)
+            sys.stdout.flush()
+        case Format.NAME:
+            print(event.vm_name, flush=True)
+
+
+def timeline(
+    ctx: typer.Context,
+    vm: Annotated[str, typer.Argument(metavar="VM", help="Name or id.", autocompletion=complete_vm)],
+    output: Output = Format.TABLE,
+) -> None:
+    """Draw where the time of its creation went."""
+    from leveret.client.timeline import timeline as spans_of
+
+    async def body() -> "tuple[VmView, tuple[Span, ...]]":
+        async with connect(ctx) as leveret:
+            found = await leveret.find(vm)
+            return found, spans_of([event async for event in leveret.events(vm_id=found.id)])
+
+    found, spans = run(body())
+    if output is Format.NAME:
+        print(found.name)
+    elif output is not Format.TABLE:
+        emit_document(
+            [
+                {"name": span.name, "starts_s": round(span.starts_s, 6), "seconds": round(span.seconds, 6)}
+                | ({"note": span.note} if span.note else {})
+                for span in spans
+            ],
+            output,
+        )
+    else:
+        _draw(found, spans)
+
+
+def _draw(vm: "VmView", spans: "tuple[Span, ...]") -> None:
+    """One line a span: when it began, how long it took, and a bar on one scale."""
+    import shutil
+
+    if not spans:
+        print(f"There are no events of {vm.name} any more.", file=sys.stderr)
+        return
+    total_s = spans[-1].ends_s
+    names = max(len(span.name) for span in spans)
+    notes = max(len(span.note) for span in spans)
+    room = shutil.get_terminal_size().columns - names - notes - 15
+    width = max(10, min(60, room))
+    for span in spans:
+        bar = _bar(span, total_s, width)
+        style = "red" if span.failed else "green" if span.name in {"running", "guest ready"} else "cyan"
+        note = f"{paint(span.note.ljust(notes), 'dim')}  " if room >= 10 else ""
+        print(f"{span.name.ljust(names)}  {span.seconds:7.3f} s  {note}{paint(bar.rstrip(), style)}")
+    print(paint(f"{'in all'.ljust(names)}  {total_s:7.3f} s", "bold"))
+
+
+def _bar(span: "Span", total_s: float, width: int) -> str:
+    """Where a span lies on the whole, in eighths of a character where the terminal can show them."""
+    scale = width / total_s if total_s else 0.0
+    offset, length = span.starts_s * scale, span.seconds * scale
+    if not (sys.stdout.encoding or "").lower().startswith("utf"):
+        return (" " * int(offset) + "#" * max(1, round(length))).ljust(width)[:width]
+    full = int(length)
+    part = " ▏▎▍▌▋▊▉"[int((length - full) * 8)]
+    drawn = "█" * full + part.strip() or "▏"
+    return (" " * min(int(offset), width - 1) + drawn)[:width].ljust(width)

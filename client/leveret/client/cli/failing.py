@@ -1,0 +1,166 @@
+"""Errors as a person reads them, and the exit code that a script reads."""
+
+import os
+import shutil
+import sys
+import textwrap
+import traceback
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any
+
+from leveret.client import errors
+from leveret.client.cli.output import paint
+
+
+class Exit(IntEnum):
+    """What the exit codes mean; they are part of the interface."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    CONFLICT = 4
+    FAILED = 5
+    TIMED_OUT = 6
+    UNREACHABLE = 7
+    INTERRUPTED = 130
+
+
+_BY_CODE = {"no_capacity": Exit.FAILED, "no_address": Exit.FAILED}
+_BY_STATUS = {
+    400: Exit.USAGE,
+    413: Exit.USAGE,
+    415: Exit.USAGE,
+    422: Exit.USAGE,
+    404: Exit.NOT_FOUND,
+    410: Exit.NOT_FOUND,
+    409: Exit.CONFLICT,
+    412: Exit.CONFLICT,
+    429: Exit.UNREACHABLE,
+    502: Exit.UNREACHABLE,
+    503: Exit.UNREACHABLE,
+    504: Exit.UNREACHABLE,
+}
+
+
+def exit_code(error: BaseException) -> Exit:
+    match error:
+        case errors.ApiError():
+            return _BY_CODE.get(error.code) or _BY_STATUS.get(error.status, Exit.UNEXPECTED)
+        case errors.NotFound():
+            return Exit.NOT_FOUND
+        case errors.Ambiguous():
+            return Exit.CONFLICT
+        case errors.VmFailed():
+            return Exit.FAILED
+        case errors.WaitTimedOut():
+            return Exit.TIMED_OUT
+        case errors.Unreachable():
+            return Exit.UNREACHABLE
+        case errors.ConfigError():
+            return Exit.USAGE
+    return Exit.FAILED if _is_of_the_stack(error) else Exit.UNEXPECTED
+
+
+def _is_of_the_stack(error: BaseException) -> bool:
+    """Whether it is a LeveretError or a StackError: their classes are only loaded where one may be raised."""
+    kinds = (("leveret.shared.errors", "LeveretError"), ("leveret.stack.errors", "StackError"))
+    return any(
+        module in sys.modules and isinstance(error, getattr(sys.modules[module], name)) for module, name in kinds
+    )
+
+
+def report(error: BaseException) -> Exit:
+    """Say on standard error what went wrong, why, and what to do; return the exit code."""
+    for line in explain(error):
+        print(line, file=sys.stderr)
+    if exit_code(error) is Exit.UNEXPECTED and not isinstance(error, errors.ClientError):
+        if os.environ.get("LEVERET_DEBUG"):
+            traceback.print_exception(error)
+        else:
+            print("  LEVERET_DEBUG=1 shows where it happened.", file=sys.stderr)
+    return exit_code(error)
+
+
+def explain(error: BaseException) -> Iterator[str]:
+    match error:
+        case errors.ApiError():
+            yield _headline(error.message, error.code)
+            yield from _body(error.hint, error.details)
+            for fault in error.errors:
+                yield _line(f"{fault.get('field', '')}: {fault.get('message', '')}")
+            if error.request_id:
+                yield _line(f"request id: {error.request_id}")
+        case errors.VmFailed(vm=vm) if vm.problem:
+            yield _headline(f"{vm.name}: {vm.problem.message}", vm.problem.code)
+            yield from problem_lines(vm.problem)
+            yield _line(f"more: leveret explain {vm.name}")
+        case errors.VmFailed() | errors.NotFound() | errors.ConfigError():
+            yield _headline(str(error))
+        case errors.WaitTimedOut(vm=vm):
+            yield _headline(str(error))
+            going_on = (
+                "Leveret goes on deleting it." if error.waited_for == "deleted" else "The VM is kept and goes on."
+            )
+            yield _line(going_on if vm else "The request is kept and will be carried out.")
+            yield _line(f"hint: leveret events -f {vm.name}" if vm else "hint: leveret list")
+        case errors.Ambiguous(ids=ids):
+            yield _headline(str(error))
+            yield _line(f"hint: give an id, for example {ids[0]}")
+        case errors.Unreachable():
+            yield _headline(str(error))
+            yield _line("hint: `leveret status` shows what runs on this machine, `leveret up` starts it.")
+        case _ if problem := getattr(error, "problem", None):
+            yield _headline(problem.message, problem.code)
+            yield from problem_lines(problem)
+        case _ if _is_of_the_stack(error):
+            yield _headline(str(error))
+        case _:
+            yield _headline(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+def problem_lines(problem: Any) -> Iterator[str]:
+    """Where, hint and details of a `leveret.shared.errors.Problem`."""
+    where = ", ".join(
+        part for part in (problem.step and f"step {problem.step}", problem.host and f"host {problem.host}") if part
+    )
+    if where:
+        yield _line(f"at: {where}")
+    yield from _body(problem.hint, problem.details)
+
+
+def _body(hint: str, details: dict[str, Any]) -> Iterator[str]:
+    if hint:
+        yield _line(f"hint: {hint}")
+    for name, value in details.items():
+        yield from _detail(name, value)
+
+
+def _detail(name: str, value: Any) -> Iterator[str]:
+    if name == "constraints" and isinstance(value, dict):
+        counts = ", ".join(f"{constraint} {count}" for constraint, count in value.items())
+        yield _line(f"hosts refused by: {counts}" if counts else "there is no host")
+    elif name == "attempts" and isinstance(value, list):
+        for attempt in value:
+            told = attempt.get("problem", attempt) if isinstance(attempt, dict) else {"message": attempt}
+            host = told.get("host") or attempt.get("host_id", "?")
+            yield _line(f"tried {host}: {told.get('message', '')} ({told.get('code', '?')})")
+    elif name == "errors" and isinstance(value, list):
+        for fault in value:
+            yield _line(f"{fault.get('field', '')}: {fault.get('message', '')}")
+    elif isinstance(value, dict):
+        yield _line(f"{name}: " + ", ".join(f"{key} {item}" for key, item in value.items()))
+    else:
+        yield _line(f"{name}: {value}")
+
+
+def _headline(message: str, code: str = "") -> str:
+    return f"{paint('error:', 'bold red', sys.stderr)} {message}" + (f" ({code})" if code else "")
+
+
+def _line(text: str) -> str:
+    width = max(40, min(shutil.get_terminal_size().columns, 120)) - 2
+    if not sys.stderr.isatty():
+        return f"  {text}"
+    return "\n".join(textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))

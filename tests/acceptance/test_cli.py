@@ -1,0 +1,453 @@
+"""The `leveret` command as people and scripts use it: a whole installation with simulated hosts, driven by words."""
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.acceptance
+
+LEVERET = str(Path(sys.executable).with_name("leveret"))
+WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Cli:
+    """The command with an installation of its own."""
+
+    root: Path
+    env: dict[str, str]
+
+    def __call__(self, *args: str, code: int = 0, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        done = subprocess.run(
+            [LEVERET, *args], env=self.env, input=stdin, capture_output=True, text=True, timeout=110, check=False
+        )
+        assert done.returncode == code, f"{args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self(*args, "-o", "json").stdout)
+
+    def start(self, *args: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [LEVERET, *args], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def process(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(one for one in self.json("status") if one["name"] == name)
+        return found
+
+
+@pytest.fixture(scope="module")
+def cli() -> Iterator[Cli]:
+    """An installation with three simulated hosts, in a directory that the servers' accounts can reach."""
+    root = Path(tempfile.mkdtemp(prefix="leveret-cli-"))
+    root.chmod(0o755)
+    images = root / "images"
+    images.mkdir()
+    (images / "tiny-0.qcow2").touch()
+    (images / "tiny-0.qcow2.sha256").write_text("0" * 64 + "\n")
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(root / "home"),
+        "XDG_CONFIG_HOME": str(root / "config"),
+        "LEVERET_STATE_DIR": str(root / "state"),
+        "TERM": "xterm-256color",
+    }
+    made = Cli(root, env)
+    try:
+        made("up", "--fake-hosts", "3", "--images", str(images))
+        yield made
+    finally:
+        made("down", "--purge")
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def eventually(look: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not look():
+        assert time.monotonic() < deadline, f"{what}: not within {WITHIN_S:.0f} s"
+        time.sleep(0.05)
+
+
+@contextmanager
+def frozen(cli: Cli, name: str) -> Iterator[Callable[[], None]]:
+    """A process that does not move until it is told to."""
+    pid = cli.process(name)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield lambda: os.kill(pid, signal.SIGCONT)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def frozen_hosts(cli: Cli) -> Iterator[Callable[[], None]]:
+    with frozen(cli, "fake-hosts") as thaw:
+        yield thaw
+
+
+# This machine
+
+
+def test_up_writes_a_configuration_that_only_its_owner_can_read(cli: Cli) -> None:
+    for file in (cli.root / "config/leveret/config.toml", cli.root / "state/token", cli.root / "state/client.toml"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_up_again_starts_nothing_and_keeps_the_token(cli: Cli) -> None:
+    before, token = cli.json("status"), (cli.root / "state/token").read_text()
+    told = cli("up").stderr
+    assert "was up already" in told
+    assert cli.json("status") == before
+    assert (cli.root / "state/token").read_text() == token
+
+
+def test_a_lost_token_is_replaced_and_the_old_one_works_no_longer(cli: Cli) -> None:
+    token = cli.root / "state/token"
+    shutil.move(token, cli.root / "lost")
+    cli("up")
+    assert cli.json("images")
+
+    def is_refused() -> bool:  # the API remembers a good token for some seconds
+        argv = [LEVERET, "--token-file", str(cli.root / "lost"), "list"]
+        done = subprocess.run(argv, env=cli.env, capture_output=True, text=True, timeout=60, check=False)
+        return "(unauthenticated)" in done.stderr
+
+    eventually(is_refused, "the old token is refused")
+
+
+def test_up_starts_just_what_is_missing(cli: Cli) -> None:
+    before = {one["name"]: one["pid"] for one in cli.json("status")}
+    os.kill(before["api"], signal.SIGKILL)
+    eventually(lambda: not Path(f"/proc/{before['api']}/cmdline").exists(), "the API is gone")
+    assert cli("status", code=5).stdout.count("stopped") == 1
+    cli("up")
+    after = {one["name"]: one["pid"] for one in cli.json("status")}
+    assert {name for name in before if before[name] != after[name]} == {"api"}
+
+
+def test_status_shows_every_process_as_ready(cli: Cli) -> None:
+    found = cli.json("status")
+    assert {one["name"] for one in found} == {"postgres", "rabbitmq", "api", "conductor-1", "fake-hosts"}
+    assert {one["state"] for one in found} == {"ready"}
+    assert all(Path(one["log"]).exists() for one in found)
+
+
+def test_a_configuration_of_another_installation_is_kept(cli: Cli) -> None:
+    path = cli.root / "config/leveret/config.toml"
+    ours = path.read_text()
+    try:
+        path.write_text('url = "https://elsewhere.test"\ntoken = "theirs"\n')
+        told = cli("up").stderr
+        assert "theirs" in path.read_text()
+        assert f"LEVERET_CONFIG={cli.root}/state/client.toml" in told
+    finally:
+        path.write_text(ours)
+
+
+def test_the_database_says_which_migrations_it_has(cli: Cli) -> None:
+    assert "0001_first" in cli("db", "status").stdout
+    assert "nothing to apply" in cli("db", "migrate").stderr
+
+
+# Creating
+
+
+def test_create_tells_each_step_and_prints_only_the_name(cli: Cli) -> None:
+    done = cli("create", "web", "--label", "role=web", "--memory", "512M", "--disk", "5G")
+    assert done.stdout == "web\n"
+    for step in ("accepted", "scheduled", "image", "define", "start", "running", "guest ready"):
+        assert re.search(rf"^ *[\d.]+ s  {step}\b", done.stderr, re.MULTILINE), step
+    assert "leveret ssh web" in done.stderr
+
+
+def test_create_without_a_name_makes_a_pleasant_one(cli: Cli) -> None:
+    name = cli("create", "--image", "tiny", "-o", "name").stdout.strip()
+    assert re.fullmatch(r"[a-z]+-[a-z]+-[0-9a-f]{4}", name)
+    assert cli.json("show", name)["state"] == "running"
+    cli("delete", name, "--wait")
+
+
+def test_a_name_that_is_taken_is_a_conflict(cli: Cli) -> None:
+    cli("create", "taken", "--no-wait")
+    told = cli("create", "taken", code=4).stderr
+    assert "(name_taken)" in told
+    assert "hint:" in told
+    assert "request id:" in told
+
+
+def test_what_no_host_can_take_fails_with_the_counts(cli: Cli) -> None:
+    told = cli("create", "huge", "--memory", "4T", code=5).stderr
+    assert "(no_capacity)" in told
+    assert "hosts refused by: memory_mib 3" in told
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--memory", "much"),
+        ("--label", "nothing"),
+        ("--image", "https://example.org/x.qcow2"),
+        ("--image", "tiny", "--sha256", "0" * 64),
+        ("--wait", "ready", "--no-wait"),
+        ("--stopped", "--wait", "running"),
+        ("--ssh-key", "/nowhere.pub"),
+        ("--no-such-option",),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(cli: Cli, args: tuple[str, ...]) -> None:
+    assert "Traceback" not in cli("create", *args, code=2).stderr
+
+
+def test_an_image_that_is_not_registered_is_a_usage_error(cli: Cli) -> None:
+    assert "(image_unknown)" in cli("create", "--image", "nothing", code=2).stderr
+
+
+def test_a_vm_can_be_built_without_being_started(cli: Cli) -> None:
+    cli("create", "asleep", "--stopped")
+    assert cli.json("show", "asleep")["state"] == "stopped"
+
+
+def test_user_data_comes_from_standard_input_and_is_never_shown(cli: Cli) -> None:
+    done = cli("create", "told", "--user-data", "-", "-o", "json", stdin="#!/bin/sh\necho s3cret\n")
+    assert json.loads(done.stdout)["name"] == "told"
+    assert "s3cret" not in done.stdout + done.stderr + cli("show", "told").stdout
+
+
+def test_a_time_out_keeps_the_vm(cli: Cli, frozen_hosts: Callable[[], None]) -> None:
+    told = cli("create", "late", "--timeout", "1", code=6).stderr
+    assert "kept" in told
+    frozen_hosts()
+    eventually(lambda: cli.json("show", "late")["state"] == "running", "the VM is built all the same")
+
+
+def test_a_request_that_nobody_answers_is_kept_and_carried_out_later(cli: Cli) -> None:
+    with frozen(cli, "conductor-1"):
+        told = cli("create", "patient", "--timeout", "2", code=6).stderr
+        assert "queued" in told
+        assert "The request is kept" in told
+    eventually(lambda: "patient" in cli("list", "--state", "running", "-o", "name").stdout.split(), "it is carried out")
+
+
+def test_ctrl_c_leaves_the_build_running_and_says_how_to_follow_it(cli: Cli, frozen_hosts: Callable[[], None]) -> None:
+    creating = cli.start("create", "interrupted")
+    assert creating.stderr is not None
+    for line in creating.stderr:
+        if "scheduled" in line:
+            break
+    creating.send_signal(signal.SIGINT)
+    _, told = creating.communicate(timeout=30)
+    assert creating.returncode == 130
+    assert "leveret events -f interrupted" in told
+    assert "Traceback" not in told
+    frozen_hosts()
+    eventually(lambda: cli.json("show", "interrupted")["state"] == "running", "the VM is built all the same")
+
+
+# Looking
+
+
+def test_a_list_can_be_read_by_people_and_programs(cli: Cli) -> None:
+    cli("create", "listed", "--label", "kind=listed")
+    assert re.search(r"^listed +running +10\.", cli("list").stdout, re.MULTILINE)
+    assert [vm["name"] for vm in cli.json("list", "-l", "kind=listed")] == ["listed"]
+    assert cli("list", "-l", "kind=listed", "-o", "name").stdout == "listed\n"
+    assert "name: listed\n" in cli("list", "-l", "kind=listed", "-o", "yaml").stdout
+    assert cli.json("list", "-l", "kind=nothing") == []
+    host = cli.json("show", "listed")["host"]
+    assert "listed" in [vm["name"] for vm in cli.json("list", "--host", host, "--state", "running")]
+
+
+def test_names_and_ids_mean_the_same(cli: Cli) -> None:
+    cli("create", "both", "--no-wait")
+    vm_id = cli.json("show", "both")["id"]
+    assert cli.json("show", vm_id)["name"] == "both"
+
+
+@pytest.mark.parametrize("verb", ["show", "explain", "timeline", "console-log", "ssh", "delete", "start", "events"])
+def test_a_vm_that_is_not_there_is_not_found(cli: Cli, verb: str) -> None:
+    assert "'nobody'" in cli(verb, "nobody", code=3).stderr
+
+
+def test_events_begin_with_accepted_and_number_without_gaps(cli: Cli) -> None:
+    cli("create", "eventful")
+    told = [json.loads(line) for line in cli("events", "eventful", "-o", "json").stdout.splitlines()]
+    assert told[0]["type"] == "accepted"
+    assert {"running", "guest_ready"} <= {event["type"] for event in told}
+    everything = [json.loads(line) for line in cli("events", "-o", "json", "--after", "0").stdout.splitlines()]
+    assert [event["seq"] for event in everything] == list(range(1, len(everything) + 1))
+
+
+def test_events_can_be_followed_as_they_come(cli: Cli) -> None:
+    following = cli.start("events", "-f", "-n", "0", "-o", "json")
+    try:
+        assert following.stdout is not None
+        # Nothing says that the watcher is there: VMs are made until it sees one.
+        deadline = time.monotonic() + WITHIN_S
+        while not select.select([following.stdout], [], [], 1.0)[0]:
+            assert time.monotonic() < deadline
+            cli("create", "--no-wait")
+        first, second = (json.loads(following.stdout.readline()) for _ in range(2))
+        assert second["seq"] == first["seq"] + 1
+        assert first["vm_name"] == second["vm_name"]
+    finally:
+        following.send_signal(signal.SIGINT)
+        following.communicate(timeout=30)
+
+
+def test_a_timeline_adds_up(cli: Cli) -> None:
+    cli("create", "timed")
+    spans = cli.json("timeline", "timed")
+    assert [span["name"] for span in spans][:2] == ["accepted", "scheduled"]
+    assert spans[-1]["name"] == "guest ready"
+    total_s = spans[-1]["starts_s"] + spans[-1]["seconds"]
+    assert sum(span["seconds"] for span in spans) == pytest.approx(total_s, abs=1e-4)
+    assert "in all" in cli("timeline", "timed").stdout
+
+
+def test_explain_says_that_nothing_is_wrong_or_what_is(cli: Cli) -> None:
+    cli("create", "fine")
+    assert "Nothing is wrong" in cli("explain", "fine").stdout
+
+
+def test_hosts_images_and_versions(cli: Cli) -> None:
+    assert len(cli.json("hosts")) == 3
+    assert cli("images", "-o", "name").stdout == "tiny\n"
+    assert cli.json("version")["api"]
+
+
+# Changing
+
+
+def test_the_verbs_wait_until_they_are_true(cli: Cli) -> None:
+    cli("create", "one", "--no-wait")
+    cli("create", "two", "--no-wait")
+    for verb, state in (("stop", "stopped"), ("start", "running"), ("reboot", "running")):
+        told = cli(verb, "one", "two", "--wait").stderr
+        assert told.splitlines() in ([f"one: {state}", f"two: {state}"], [f"two: {state}", f"one: {state}"])
+        assert {cli.json("show", name)["state"] for name in ("one", "two")} == {state}
+    cli("delete", "one", "two", "--wait")
+    assert not {"one", "two"} & {vm["name"] for vm in cli.json("list")}
+
+
+def test_one_that_is_not_there_does_not_keep_the_others(cli: Cli) -> None:
+    cli("create", "there", "--no-wait")
+    assert "'gone'" in cli("delete", "gone", "there", "--wait", code=3).stderr
+    assert "there" not in {vm["name"] for vm in cli.json("list")}
+
+
+def test_a_running_vm_cannot_be_tried_again(cli: Cli) -> None:
+    cli("create", "healthy")
+    assert "(state_conflict)" in cli("retry", "healthy", code=4).stderr
+
+
+# Reaching
+
+
+def test_nobody_at_the_address_is_unreachable(cli: Cli) -> None:
+    (cli.root / "token").write_text("any")
+    told = cli("--url", "http://127.0.0.1:9", "--token-file", str(cli.root / "token"), "list", code=7).stderr
+    assert "http://127.0.0.1:9" in told
+
+
+def test_a_wrong_token_is_refused_with_a_hint(cli: Cli) -> None:
+    (cli.root / "token").write_text("lv_wrong")
+    told = cli("--token-file", str(cli.root / "token"), "list", code=1).stderr
+    assert "(unauthenticated)" in told
+    assert "Traceback" not in told
+    assert "lv_wrong" not in told
+
+
+# On a terminal
+
+
+def on_a_terminal(cli: Cli, *args: str, columns: int, **env: str) -> str:
+    """What a terminal of this width shows."""
+    terminal, theirs = pty.openpty()
+    with subprocess.Popen(
+        [LEVERET, *args], env=cli.env | env | {"COLUMNS": str(columns)}, stdin=theirs, stdout=theirs, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(terminal, 65536)
+            except OSError:  # Linux says EIO when the last writer has gone
+                break
+            if not part:
+                break
+            shown += part
+        process.wait()
+    os.close(terminal)
+    return shown.decode()
+
+
+def test_a_terminal_gets_colour_unless_it_asks_for_none(cli: Cli) -> None:
+    cli("create", "coloured", "--no-wait")
+    assert "\x1b[" in on_a_terminal(cli, "list", columns=120)
+    assert "\x1b[" not in on_a_terminal(cli, "list", columns=120, NO_COLOR="1")
+
+
+def test_a_narrow_terminal_gets_whole_lines_of_what_matters(cli: Cli) -> None:
+    cli("create", "narrow", "--no-wait")
+    lines = on_a_terminal(cli, "list", columns=40, NO_COLOR="1").splitlines()
+    assert lines[0].split()[:2] == ["NAME", "STATE"]
+    assert all(len(line) <= 40 for line in lines)
+
+
+# The end: it has the installation to itself no longer
+
+
+def test_down_stops_everything_and_up_brings_it_back(cli: Cli) -> None:
+    cli("create", "survivor")
+    cli("down")
+    assert "leveret up" in cli("list", code=7).stderr
+    assert {one["state"] for one in json.loads(cli("status", "-o", "json", code=5).stdout)} == {"stopped"}
+    cli("down")  # again: nothing to do is success
+    cli("up")
+    eventually(lambda: cli.json("show", "survivor")["state"] == "running", "the VM is still there")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_an_up_or_down_that_was_killed_anywhere_is_finished_by_the_next() -> None:
+    root = Path(tempfile.mkdtemp(prefix="leveret-cli-"))
+    root.chmod(0o755)
+    env = {"PATH": os.environ["PATH"], "HOME": str(root / "home"), "LEVERET_STATE_DIR": str(root / "state")}
+    cli = Cli(root, env)
+    try:
+        for seconds in (0.5, 1.0, 2.0, 3.0, 5.0, 7.0):
+            starting = cli.start("up", "--fake-hosts", "2")
+            time.sleep(seconds)
+            starting.kill()
+            starting.communicate()
+        cli("up", "--fake-hosts", "2")
+        for seconds in (0.4, 0.8, 1.6):
+            stopping = cli.start("down")
+            time.sleep(seconds)
+            stopping.kill()
+            stopping.communicate()
+            cli("up")
+            assert {one["state"] for one in cli.json("status")} == {"ready"}
+            assert len(cli.json("hosts")) == 2
+    finally:
+        cli("down", "--purge")
+        left = [file.name for file in (root / "state").iterdir()]
+        shutil.rmtree(root, ignore_errors=True)
+    assert left == ["lock"]

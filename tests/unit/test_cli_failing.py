@@ -1,0 +1,123 @@
+"""Errors as people read them, exit codes as scripts do."""
+
+import uuid
+from datetime import UTC, datetime
+
+import pytest
+
+from leveret.client import errors
+from leveret.client.cli.failing import Exit, exit_code, report
+from leveret.shared.documents import VmView
+from leveret.shared.errors import Code, Problem, fail
+from leveret.shared.lifecycle import Desired, State
+
+pytestmark = pytest.mark.unit
+
+
+def vm(problem: Problem | None = None) -> VmView:
+    now = datetime.now(UTC)
+    return VmView(
+        id=uuid.UUID(int=7),
+        project="default",
+        name="web",
+        state=State.ERROR,
+        step=None,
+        desired=Desired.RUNNING,
+        generation=1,
+        observed_generation=0,
+        vcpus=1,
+        memory_mib=64,
+        disk_gib=1,
+        image="appliance",
+        network="default",
+        address=None,
+        mac=None,
+        ssh=None,
+        host=None,
+        zone=None,
+        labels={},
+        guest_ready=False,
+        problem=problem,
+        attempts=1,
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def api(status: int, code: str = "internal") -> errors.ApiError:
+    return errors.ApiError(status=status, code=code, message="It is so.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (api(422), Exit.USAGE),
+        (api(404), Exit.NOT_FOUND),
+        (errors.NotFound("VM", "web"), Exit.NOT_FOUND),
+        (api(409), Exit.CONFLICT),
+        (api(412), Exit.CONFLICT),
+        (errors.Ambiguous("web", ["1", "2"]), Exit.CONFLICT),
+        (api(409, "no_capacity"), Exit.FAILED),
+        (errors.VmFailed(vm(), "running"), Exit.FAILED),
+        (fail(Code.DISK_FULL, "It is full."), Exit.FAILED),
+        (errors.WaitTimedOut(vm(), "running", 3), Exit.TIMED_OUT),
+        (errors.Unreachable("http://x", "refused"), Exit.UNREACHABLE),
+        (api(503), Exit.UNREACHABLE),
+        (api(429), Exit.UNREACHABLE),
+        (api(500), Exit.UNEXPECTED),
+        (api(401), Exit.UNEXPECTED),
+        (errors.ConfigError("where?"), Exit.USAGE),
+        (RuntimeError("a defect"), Exit.UNEXPECTED),
+    ],
+)
+def test_exit_codes(error: BaseException, code: Exit) -> None:
+    assert exit_code(error) is code
+
+
+def test_no_capacity_says_how_many_hosts_each_constraint_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    error = errors.ApiError(
+        status=409,
+        code="no_capacity",
+        message="No host has room.",
+        hint="Ask for less.",
+        request_id="req-1",
+        details={"constraints": {"memory": 3, "zone": 1}, "largest": {"vcpus": 2}},
+    )
+    assert report(error) is Exit.FAILED
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        "error: No host has room. (no_capacity)",
+        "  hint: Ask for less.",
+        "  hosts refused by: memory 3, zone 1",
+        "  largest: vcpus 2",
+        "  request id: req-1",
+    ]
+
+
+def test_a_failed_vm_says_what_happened_on_every_host(capsys: pytest.CaptureFixture[str]) -> None:
+    attempts = [{"host_id": "h1", "problem": {"code": "disk_full", "message": "No space.", "host": "host-1"}}]
+    problem = Problem.of(Code.BUILD_FAILED, "No host could build it.", attempts=attempts)
+    report(errors.VmFailed(vm(problem), "running"))
+    told = capsys.readouterr().err
+    assert "web: No host could build it. (build_failed)" in told
+    assert "tried host-1: No space. (disk_full)" in told
+    assert "leveret explain web" in told
+
+
+def test_a_time_out_says_that_the_vm_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    report(errors.WaitTimedOut(vm(), "ready", 60))
+    told = capsys.readouterr().err
+    assert "not ready after 60 s: still error" in told
+    assert "kept" in told
+
+
+def test_a_defect_is_told_without_a_traceback_unless_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LEVERET_DEBUG", raising=False)
+    assert report(ZeroDivisionError("division by zero")) is Exit.UNEXPECTED
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setenv("LEVERET_DEBUG", "1")
+    report(ZeroDivisionError("division by zero"))
+    assert "ZeroDivisionError" in capsys.readouterr().err
