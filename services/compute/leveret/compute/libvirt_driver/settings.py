@@ -1,0 +1,54 @@
+"""What a host's operator decides about its hypervisor."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtSettings:
+    """Every limit of the driver.
+
+    `image_dirs` are the only directories that `file:` urls may name files in. `image_inner_allowed` are the
+    networks that are not public and that images may be fetched from all the same. `ports` are the TCP ports of the
+    host that user-mode networking forwards to guests' ssh; they should lie below the kernel's ephemeral range.
+    `emulated_cpu` is the processor of a guest without KVM, a libvirt model or `maximum`. `calls_at_once` must stay
+    under libvirtd's `max_client_requests` (5): beyond it libvirtd stops reading, and the connection's keepalive fails.
+    """
+
+    pool_dir: Path
+    uri: str = "qemu:///system"
+    virt_type: Literal["kvm", "qemu", "auto"] = "auto"
+    emulated_cpu: str = "Nehalem"
+
+    network_mode: Literal["nat", "user", "auto"] = "auto"
+    advertise_host: str = "127.0.0.1"
+    forward_bind: str = "127.0.0.1"
+    ports: range = range(20000, 30000)
+
+    image_dirs: tuple[Path, ...] = ()
+    image_inner_allowed: tuple[IPv4Network | IPv6Network, ...] = ()
+    image_max_bytes: int = 64 * 1024**3
+    image_timeout_s: float = 900.0
+    image_idle_s: float = 20.0
+
+    image_keep_s: float = 7 * 24 * 3600.0
+
+    disk_reserve_gib: float = 5.0
+    resume_every_s: float = 15.0
+    resume_free_bytes: int = 256 * 1024**2
+
+    call_timeout_s: float = 30.0
+    start_timeout_s: float = 90.0
+    button_timeout_s: float = 10.0
+    qemu_img_timeout_s: float = 60.0
+    file_timeout_s: float = 30.0
+    calls_at_once: int = 4
+    keepalive_interval_s: int = 5
+    keepalive_count: int = 3
+
+    console_max_bytes: int = 1024 * 1024
+    press_again_s: float = 5.0
+
+    boot_id_path: Path = Path("/proc/sys/kernel/random/boot_id")
