@@ -96,7 +96,7 @@ FACTS = st.lists(st.one_of(VERBS, REPORTS, st.just("late"), st.just("placed"), s
 @settings(max_examples=400, deadline=None)
 def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any]) -> None:
     vm, now, token = pending(), NOW, 0
-    refusals: set[Code] = set()
+    refusals: set[str] = set()
     for n, fact in enumerate(facts):
         change: Change | None = None
         now += timedelta(seconds=1)

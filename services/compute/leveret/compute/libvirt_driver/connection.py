@@ -91,7 +91,9 @@ class Connection:
         if door is None:
             raise fail(Code.HYPERVISOR_UNAVAILABLE, f"libvirt is not connected ({self._why}); not tried: {doing}.")
         try:
-            return await self._lane.run(door.use, verb, timeout_s=timeout_s or self._settings.call_timeout_s, doing=doing)
+            return await self._lane.run(
+                door.use, verb, timeout_s=timeout_s or self._settings.call_timeout_s, doing=doing
+            )
         except LeveretError as error:
             if error.problem.code is Code.HYPERVISOR_TIMEOUT:
                 self._give_up(door, f"no answer while {doing}")
