@@ -1,16 +1,16 @@
 """`leveret down`: stop everything in good order."""
 
-import asyncio
 import shutil
 
-from leveret.stack import hypervisor, resuming
+from leveret.stack import hypervisor
 from leveret.stack.errors import StackError
 from leveret.stack.layout import Layout
 from leveret.stack.libvirtd import Libvirtd
 from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
-from leveret.stack.services import Runner
-from leveret.stack.up import Progress, alone, local_database_url
+from leveret.stack.stopping import stop_everything
+from leveret.stack.turns import Progress, alone
+from leveret.stack.up import local_database_url
 
 
 def down(layout: Layout, progress: Progress, *, purge: bool = False) -> None:
@@ -19,27 +19,12 @@ def down(layout: Layout, progress: Progress, *, purge: bool = False) -> None:
     Guests of a private libvirtd are shut down, and started again by the next `up`; those of the system's or the
     session's libvirtd run on. Nothing to stop is success. Raises StackError when something survives being killed.
     """
-    if not layout.root.exists():
-        return
+    if not layout.lock.exists():
+        return  # nothing was ever started here
     with alone(layout, progress):
-        rabbit, postgres, runner = Rabbit(layout.rabbitmq), Postgres(layout.postgres), Runner(layout.services)
-        private = hypervisor.is_private(layout)
         if purge:
             _refuse_to_leave_guests(layout)
-        elif private and postgres.directory.exists() and postgres.is_running():
-            asyncio.run(resuming.note(layout, local_database_url(layout)))
-        progress.doing("stopping Leveret")
-        runner.stop(runner.known(), lambda name: progress.done(name, "stopped"))
-        if private:
-            progress.doing("shutting guests down")
-            guests = hypervisor.stop_private(layout)
-            kept = "" if purge else "; `leveret up` starts them again"
-            progress.done("libvirtd", f"stopped; guests shut down: {guests}{kept}" if guests else "stopped")
-        progress.doing("stopping RabbitMQ and Postgres")
-        for name, server in (("rabbitmq", rabbit), ("postgres", postgres)):
-            if server.directory.exists() and server.is_running():
-                server.stop()
-                progress.done(name, "stopped")
+        stop_everything(layout, progress, None if purge else local_database_url(layout))
         if purge:
             _purge(layout)
             progress.done("purged", str(layout.root))
@@ -63,5 +48,5 @@ def _purge(layout: Layout) -> None:
     Postgres(layout.postgres).destroy()
     for directory in (layout.services, layout.host, layout.fake_hosts, layout.pool, layout.ssh_key.parent):
         shutil.rmtree(directory, ignore_errors=True)
-    for file in (layout.token, layout.client_config, layout.remembered, layout.resume):
+    for file in (layout.token, layout.client_config, layout.remembered, layout.resume, layout.stopping):
         file.unlink(missing_ok=True)

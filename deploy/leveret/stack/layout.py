@@ -64,6 +64,7 @@ class Layout:
         self.token = self.root / "token"
         self.client_config = self.root / "client.toml"
         self.remembered = self.root / "stack.json"
+        self.stopping = self.root / "stopping"
         self.resume = self.root / "resume.json"
         self.lock = self.root / "lock"
 

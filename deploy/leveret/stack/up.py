@@ -1,16 +1,12 @@
 """`leveret up`: everything on this machine, from nothing or from whatever is left of it."""
 
 import asyncio
-import fcntl
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import httpx2
 
@@ -25,6 +21,8 @@ from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
 from leveret.stack.resuming import resume
 from leveret.stack.services import Runner
+from leveret.stack.stopping import stop_everything
+from leveret.stack.turns import Progress, alone
 
 DATABASE = "leveret"
 OWNER = "leveret"
@@ -51,13 +49,6 @@ BROKER_USERS = {
 DATABASE_ROLES = {"conductor": "leveret_conductor", "api": "leveret_api"}
 
 
-class Progress(Protocol):
-    """Who tells the user how it goes."""
-
-    def doing(self, what: str) -> None: ...
-    def done(self, name: str, note: str = "") -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What stands now. `started` is empty when everything ran already."""
@@ -76,6 +67,9 @@ def up(layout: Layout, options: Options, progress: Progress) -> Summary:
     """
     layout.make()
     with alone(layout, progress):
+        if layout.stopping.exists():
+            # What was told to end may still be there for a moment: it is of no use any more.
+            stop_everything(layout, progress, local_database_url(layout))
         rabbit, postgres, runner = Rabbit(layout.rabbitmq), Postgres(layout.postgres), Runner(layout.services)
         started, libvirt = _start_servers(layout, options, rabbit, postgres, progress)
         token = bootstrap.token_in(layout)
@@ -100,18 +94,6 @@ def up(layout: Layout, options: Options, progress: Progress) -> Summary:
             resumed = asyncio.run(resume(layout, composition.url, token))
             progress.done("guests", f"started again: {', '.join(vm.name for vm in resumed) or 'none'}")
     return Summary(composition.url, token, hosts, furnished.images, tuple(started))
-
-
-@contextmanager
-def alone(layout: Layout, progress: Progress) -> Iterator[None]:
-    """One `up` or `down` at a time; another one waits for it."""
-    with layout.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.doing("another `leveret up` or `leveret down` is under way: waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _start_servers(

@@ -86,9 +86,7 @@ def ssh(
             found = await leveret.find(vm)
             if found.guest_ready or timeout == 0:
                 return found
-            if found.state not in {"pending", "building", "running"}:
-                raise VmFailed(found, "ready")
-            print(f"waiting for {found.name} to boot ...", file=sys.stderr)
+            print(f"{found.name} is {found.state}: waiting until its guest is ready ...", file=sys.stderr)
             try:
                 return await leveret.wait(found.id, "ready", timeout_s=timeout)
             except ClientError as error:

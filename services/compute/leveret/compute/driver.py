@@ -102,8 +102,8 @@ class Driver(Protocol):
     async def start(self, vm: DesiredVm) -> None:
         """The domain runs."""
 
-    # The rest of a life. Of a VM that is not there: `start` and `reset` raise `start_failed`, `stop` raises `stop_failed`,
-    # `mark` raises `define_failed`.
+    # The rest of a life. Of a VM that is not there: `start` and `reset` raise `start_failed`, `stop` raises
+    # `stop_failed`, `mark` raises `define_failed`.
 
     async def stop(self, vm_id: UUID, grace_s: float) -> None:
         """Ask the guest to shut down, wait up to `grace_s`, then switch it off; 0 switches it off at once."""

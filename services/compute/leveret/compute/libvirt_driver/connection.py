@@ -1,7 +1,13 @@
-"""Keeps one connection to libvirt: opens it, notices that it ended, opens it again, and runs verbs on it in threads."""
+"""The driver's way to libvirt: one connection that listens, kept open, and a few on which verbs run in threads.
+
+Each connection carries one call at a time. libvirt's client lets threads share a connection, but when that ends under
+two waiting calls, as the keepalive ends it when libvirtd hangs, libvirt 9.0 leaves one of them waiting for ever or
+crashes the process. With one call on it, the keepalive frees the thread.
+"""
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 from uuid import UUID
@@ -19,18 +25,17 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
-#: Calls that may hang before new ones are refused. Each hanging call has its own, ended connection.
+#: Calls that may hang before new ones are refused.
 MAX_HUNG = 16
 CLOSING = "libvirt-close"
 
 
 class Connection:
-    """The driver's way to libvirt.
+    """Keeps the listening connection, and runs verbs while there is one.
 
-    A call that exceeds its time is given up and the connection with it: on a hanging libvirtd the keepalive ends the
-    old connection, and with it the given-up threads; with a hanging guest the old connection lives until libvirt
-    answers, and the new one does not share its limit of calls under way. While there is no connection verbs fail at
-    once with `hypervisor_unavailable`, and one attempt to open one is under way, never more.
+    Without it verbs fail at once with `hypervisor_unavailable`, so that nothing queues up behind a libvirtd that is
+    away. A call that exceeds its time is given up, and libvirt is asked anew for a connection: one that hangs lets
+    nobody in until it goes on, and when only a guest hangs a new connection takes milliseconds.
     """
 
     def __init__(
@@ -42,7 +47,8 @@ class Connection:
         self._lane = Lane(
             "libvirt", width=settings.calls_at_once, max_hung=MAX_HUNG, timeout_code=Code.HYPERVISOR_TIMEOUT
         )
-        self._door: Door | None = None
+        self._listener: Door | None = None
+        self._idle: deque[Door] = deque()
         self._ended = asyncio.Event()
         self._opened = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -50,7 +56,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        return self._door is not None
+        return self._listener is not None
 
     async def open(self, *, wait_s: float) -> None:
         """Start to keep a connection, and give the first one a moment to come about."""
@@ -71,10 +77,8 @@ class Connection:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
             self._keeper = None
-        door = self._door
-        self._forget("closed")
-        if door is not None:
-            await asyncio.wait((in_thread(CLOSING, door.retire),), timeout=self._settings.call_timeout_s)
+        if closing := self._forget("closed"):
+            await asyncio.wait(closing, timeout=self._settings.call_timeout_s)
 
     async def call(self, verb: Callable[..., T], *args: Any) -> T:
         """Run a verb of the door with the usual time limit; failures are the hypervisor's."""
@@ -82,49 +86,85 @@ class Connection:
         return await self.run(lambda door: verb(door, *args), code=Code.HYPERVISOR_UNAVAILABLE, doing=doing)
 
     async def run(self, verb: Callable[[Door], T], *, code: Code, doing: str, timeout_s: float | None = None) -> T:
-        """Run blocking code on the connection.
+        """Run blocking code on a connection of its own.
 
         Raises LeveretError: with `code` and libvirt's own words, with `hypervisor_unavailable` when there is no
-        connection, `hypervisor_timeout` when there is no answer in time, `domain_missing` for a lost domain.
+        connection, with `hypervisor_timeout` when there is no answer in time.
         """
-        door = self._door
-        if door is None:
-            raise fail(Code.HYPERVISOR_UNAVAILABLE, f"libvirt is not connected ({self._why}); not tried: {doing}.")
+        listener = self._listener
+        if listener is None:
+            raise self._away(doing)
+        limit_s = timeout_s or self._settings.call_timeout_s
         try:
-            return await self._lane.run(
-                door.use, verb, timeout_s=timeout_s or self._settings.call_timeout_s, doing=doing
-            )
+            return await self._lane.run(self._with_door, listener, verb, code, doing, timeout_s=limit_s, doing=doing)
         except LeveretError as error:
             if error.problem.code is Code.HYPERVISOR_TIMEOUT:
-                self._give_up(door, f"no answer while {doing}")
+                self._lose(listener, f"no answer while {doing}")
+            raise
+
+    def _with_door(self, listener: Door, verb: Callable[[Door], T], code: Code, doing: str) -> T:
+        """Take an idle connection or a new one, and leave it to the next when it is still good. Runs in a thread."""
+        if self._listener is not listener:  # it went while the call waited for its turn
+            raise self._away(doing)
+        door = None
+        try:
+            door = self._take() or self._open_door()
+            return verb(door)
+        except LeveretError:
             raise
         except NoDomainError as error:
-            raise told(error, code, doing, alive=True) from error
-        except Exception as error:  # libvirt's own, and what the verbs make of it
-            alive = door is self._door and door.is_alive()
-            if not alive:
-                self._give_up(door, str(error))
-            raise told(error, code, doing, alive=alive) from error
+            raise fail(code, f"There is no domain any more, found while {doing}.") from error
+        except Exception as error:
+            raise told(error, code, doing, alive=door is not None and door.is_alive()) from error
+        finally:
+            if door is not None:
+                self._give_back(door, listener)
 
-    def _give_up(self, door: Door, why: str) -> None:
-        if door is not self._door:
-            return
-        log.warning("libvirt.lost", why=why)
-        self._forget(why)
-        in_thread(CLOSING, door.retire)
+    def _away(self, doing: str) -> LeveretError:
+        return fail(Code.HYPERVISOR_UNAVAILABLE, f"libvirt is not connected ({self._why}); not tried: {doing}.")
 
-    def _forget(self, why: str) -> None:
-        self._door = None
+    def _open_door(self) -> Door:
+        return Door.open(self._settings.uri, self._settings.keepalive_interval_s, self._settings.keepalive_count)
+
+    def _take(self) -> Door | None:
+        while self._idle:
+            try:
+                door = self._idle.pop()
+            except IndexError:  # another thread was faster
+                return None
+            if door.is_alive():
+                return door
+            door.close()
+        return None
+
+    def _give_back(self, door: Door, listener: Door) -> None:
+        if self._listener is listener and door.is_alive():
+            self._idle.append(door)
+        else:
+            door.close()
+
+    def _lose(self, listener: Door, why: str) -> None:
+        if listener is self._listener:
+            log.warning("libvirt.lost", why=why)
+            self._forget(why)
+
+    def _forget(self, why: str) -> "list[asyncio.Future[None]]":
+        """Count as not connected, and close what is idle. Calls under way close their own connections."""
+        idle = [self._idle.pop() for _ in range(len(self._idle))]
+        if self._listener is not None:
+            idle.append(self._listener)
+        self._listener = None
         self._why = why
         self._opened.clear()
         self._ended.set()
+        return [in_thread(CLOSING, door.close) for door in idle]
 
     async def _keep(self) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
             self._ended.clear()
             try:
-                await self._connect()
+                await self._listen()
             except Exception as error:  # noqa: BLE001  (the rim: libvirtd may be away in any way)
                 if self._why != str(error):
                     log.warning("libvirt.unreachable", uri=self._settings.uri, why=str(error))
@@ -135,10 +175,17 @@ class Connection:
             pause_s = FIRST_PAUSE_S
             await self._ended.wait()
 
-    async def _connect(self) -> None:
-        """Open, without a time limit: a libvirtd that hangs lets us in when it goes on, and one that dies says so."""
+    async def _listen(self) -> None:
+        """Open the listening connection. There is no time limit, and never more than one attempt: a libvirtd that
+        hangs lets us in when it goes on, and one that dies says so."""
         loop = asyncio.get_running_loop()
-        opening: list[Door] = []
+        opened: list[Door] = []
+
+        def heard(vm_id: UUID | None) -> None:
+            if vm_id is not None:
+                self._on_event(vm_id)
+            elif opened:
+                self._lose(opened[0], "libvirtd closed the connection")
 
         def from_libvirt(vm_id: UUID | None) -> None:
             try:
@@ -146,30 +193,29 @@ class Connection:
             except RuntimeError:
                 return  # the event loop is closed
 
-        def heard(vm_id: UUID | None) -> None:
-            if vm_id is not None:
-                self._on_event(vm_id)
-            elif opening and opening[0] is self._door:
-                self._give_up(opening[0], "libvirtd closed the connection")
+        def attempt() -> Door:
+            door = self._open_door()
+            door.listen(from_libvirt)
+            return door
 
-        keepalive = (self._settings.keepalive_interval_s, self._settings.keepalive_count)
-        attempt = in_thread("libvirt-open", Door.open, self._settings.uri, from_libvirt, *keepalive)
+        opening = in_thread("libvirt-open", attempt)
         try:
-            door = await asyncio.shield(attempt)
+            door = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            attempt.add_done_callback(_close_late)
+            opening.add_done_callback(_close_late)
             raise
-        opening.append(door)
+        opened.append(door)
         if not door.is_alive():
+            in_thread(CLOSING, door.close)
             raise ConnectionError("it ended as soon as it was open")
-        self._door = door
+        self._listener = door
         self._why = ""
         self._opened.set()
         log.info("libvirt.connected", uri=self._settings.uri)
         self._on_open()
 
 
-def _close_late(attempt: "asyncio.Future[Door]") -> None:
+def _close_late(opening: "asyncio.Future[Door]") -> None:
     """Close a connection that came about when nobody wanted it any more."""
-    if not attempt.cancelled() and attempt.exception() is None:
-        in_thread(CLOSING, attempt.result().retire)
+    if not opening.cancelled() and opening.exception() is None:
+        in_thread(CLOSING, opening.result().close)

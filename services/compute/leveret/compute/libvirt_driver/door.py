@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import libvirt
@@ -19,8 +19,6 @@ import libvirt
 from leveret.compute.driver import Power
 from leveret.compute.libvirt_driver.journal import NAMESPACE, PREFIX
 from leveret.shared.errors import Code, LeveretError, fail
-
-T = TypeVar("T")
 
 
 class Off(StrEnum):
@@ -94,61 +92,46 @@ def _end_event_loop() -> None:
 
 
 class Door:
-    """A connection to libvirt. Every verb blocks, and raises libvirt's error or NoDomainError.
+    """A connection to libvirt, for one thread at a time.
 
-    Verbs run within `use`: closing a connection while another thread is in a call on it frees what that call needs.
+    Every verb blocks, and raises libvirt's error or NoDomainError.
     """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._lock = threading.Lock()
-        self._users = 0
-        self._retired = False
+        self._callbacks: list[int] = []
 
     @classmethod
-    def open(cls, uri: str, on_event: OnEvent, keepalive_interval_s: int, keepalive_count: int) -> "Door":
-        """Connect, and register for everything that may change a domain. Blocks for as long as libvirtd does."""
+    def open(cls, uri: str, keepalive_interval_s: int, keepalive_count: int) -> "Door":
+        """Connect. Blocks for as long as libvirtd does: the keepalive begins afterwards."""
         _ensure_event_loop()
         connection = libvirt.open(uri)
+        connection.setKeepAlive(keepalive_interval_s, keepalive_count)
+        return cls(connection)
+
+    def listen(self, on_event: OnEvent) -> None:
+        """Register for everything that may change a domain, and for the end of the connection."""
 
         def about_domain(_connection: Any, domain: Any, *_details: Any) -> None:
-            on_event(UUID(domain.UUIDString()))
+            on_event(UUID(bytes=domain.UUID()))
 
         def ended(_connection: Any, _reason: int, _opaque: Any) -> None:
             on_event(None)
 
-        connection.registerCloseCallback(ended, None)
+        self._connection.registerCloseCallback(ended, None)
         for event in _EVENTS:
-            connection.domainEventRegisterAny(None, event, about_domain, None)
-        connection.setKeepAlive(keepalive_interval_s, keepalive_count)
-        return cls(connection)
+            self._callbacks.append(self._connection.domainEventRegisterAny(None, event, about_domain, None))
 
-    def use(self, verb: Callable[["Door"], T]) -> T:
-        """Run a verb. Raises ConnectionError when the connection is retired."""
-        with self._lock:
-            if self._retired:
-                raise ConnectionError("the connection was given up")
-            self._users += 1
-        try:
-            return verb(self)
-        finally:
-            with self._lock:
-                self._users -= 1
-                last = self._retired and not self._users
-            if last:
-                self._connection.close()
-
-    def retire(self) -> None:
-        """Take no more verbs, and close when the last one that is under way has ended. Blocks while libvirtd hangs.
-
-        Until then the connection's keepalive goes on, which ends calls that wait for a libvirtd that hangs.
-        """
-        with self._lock:
-            if self._retired:
-                return
-            self._retired = True
-            last = not self._users
-        if last:
+    def close(self) -> None:
+        """Disconnect. Callbacks hold on to a connection, so they go first; on a dead one that fails, and no matter."""
+        with contextlib.suppress(libvirt.libvirtError):
+            if self._callbacks:
+                self._connection.unregisterCloseCallback()
+        for callback in self._callbacks:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.domainEventDeregisterAny(callback)
+        self._callbacks.clear()
+        with contextlib.suppress(libvirt.libvirtError):
             self._connection.close()
 
     def is_alive(self) -> bool:
@@ -339,10 +322,6 @@ def _no_domain(error: Exception) -> Exception:
 
 def told(error: Exception, code: Code, doing: str, *, alive: bool) -> LeveretError:
     """The error for a user: what `code` says unless libvirt itself is the trouble, with libvirt's own words."""
-    if isinstance(error, LeveretError):
-        return error
-    if isinstance(error, NoDomainError):
-        return fail(code, f"There is no domain any more, found while {doing}.")
     number = error.get_error_code() if isinstance(error, libvirt.libvirtError) else None
     if number == libvirt.VIR_ERR_OPERATION_TIMEOUT:
         code = Code.HYPERVISOR_TIMEOUT

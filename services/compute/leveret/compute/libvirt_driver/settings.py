@@ -13,8 +13,8 @@ class LibvirtSettings:
     `image_dirs` are the only directories that `file:` urls may name files in. `image_inner_allowed` are the
     networks that are not public and that images may be fetched from all the same. `ports` are the TCP ports of the
     host that user-mode networking forwards to guests' ssh; they should lie below the kernel's ephemeral range.
-    `emulated_cpu` is the processor of a guest without KVM, a libvirt model or `maximum`. `calls_at_once` must stay
-    under libvirtd's `max_client_requests` (5): beyond it libvirtd stops reading, and the connection's keepalive fails.
+    `emulated_cpu` is the processor of a guest without KVM, a libvirt model or `maximum`. `calls_at_once` is also
+    the number of connections to libvirtd, beside the one that listens.
     """
 
     pool_dir: Path
@@ -44,7 +44,7 @@ class LibvirtSettings:
     button_timeout_s: float = 10.0
     qemu_img_timeout_s: float = 60.0
     file_timeout_s: float = 30.0
-    calls_at_once: int = 4
+    calls_at_once: int = 8
     keepalive_interval_s: int = 5
     keepalive_count: int = 3
 
