@@ -154,7 +154,7 @@ class Host:
         domain = await self.driver.find(vm.vm_id)
         return domain.power if domain else None
 
-    async def why_off(self, vm: DesiredVm, *, within_s: float = 30) -> Code | None:
+    async def why_off(self, vm: DesiredVm, *, within_s: float = 30) -> str | None:
         async def off() -> bool:
             return await self.power(vm) is Power.OFF
 
@@ -576,7 +576,7 @@ async def longest_pause_during(work: "asyncio.Future[Any]") -> float:
     return longest_s
 
 
-async def refused(work: Any) -> Code:
+async def refused(work: Any) -> str:
     with pytest.raises(LeveretError) as caught:
         await work
     return caught.value.problem.code

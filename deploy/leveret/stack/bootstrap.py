@@ -13,6 +13,8 @@ from leveret.stack.addressing import choose_network, resolvers, routed_networks
 from leveret.stack.errors import StackError
 from leveret.stack.layout import Layout, write_private
 
+DATABASE = "leveret"
+OWNER = "leveret"
 PROJECT = "default"
 NETWORK = "default"
 MADE_BY = "leveret up"

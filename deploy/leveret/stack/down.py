@@ -10,7 +10,6 @@ from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
 from leveret.stack.stopping import stop_everything
 from leveret.stack.turns import Progress, alone
-from leveret.stack.up import local_database_url
 
 
 def down(layout: Layout, progress: Progress, *, purge: bool = False) -> None:
@@ -24,7 +23,7 @@ def down(layout: Layout, progress: Progress, *, purge: bool = False) -> None:
     with alone(layout, progress):
         if purge:
             _refuse_to_leave_guests(layout)
-        stop_everything(layout, progress, None if purge else local_database_url(layout))
+        stop_everything(layout, progress, for_good=purge)
         if purge:
             _purge(layout)
             progress.done("purged", str(layout.root))

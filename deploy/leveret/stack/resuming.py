@@ -8,7 +8,10 @@ import asyncpg
 
 from leveret.client import ClientError, Leveret
 from leveret.shared.documents import VmView
+from leveret.stack.bootstrap import DATABASE, OWNER
+from leveret.stack.errors import StackError
 from leveret.stack.layout import Layout, write_private
+from leveret.stack.postgres import Postgres
 
 #: By then a host has reported what it has.
 _REPORTED_S = 30.0
@@ -19,16 +22,23 @@ WHERE v.state = 'running' AND v.desired = 'running' AND h.virt_type <> 'simulate
 """
 
 
-async def note(layout: Layout, dsn: str) -> None:
+async def note(layout: Layout) -> None:
     """Remember which VMs run. Those that were noted and not yet resumed stay noted."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        running = {str(row["id"]) for row in await connection.fetch(_RUNNING)}
-    finally:
-        await connection.close()
-    noted = running | set(_noted(layout))
+    noted = await _running(layout) | set(_noted(layout))
     if noted:
         write_private(layout.resume, json.dumps(sorted(noted)))
+
+
+async def _running(layout: Layout) -> set[str]:
+    """None when nobody can tell: then Postgres is stopped, or was never furnished, and no service runs either."""
+    try:
+        connection = await asyncpg.connect(Postgres(layout.postgres).dsn(OWNER, DATABASE))
+        try:
+            return {str(row["id"]) for row in await connection.fetch(_RUNNING)}
+        finally:
+            await connection.close()
+    except (StackError, OSError, asyncpg.PostgresError):
+        return set()
 
 
 async def resume(layout: Layout, url: str, token: str) -> list[VmView]:

@@ -24,8 +24,8 @@ from leveret.stack.services import Runner
 from leveret.stack.stopping import stop_everything
 from leveret.stack.turns import Progress, alone
 
-DATABASE = "leveret"
-OWNER = "leveret"
+DATABASE = bootstrap.DATABASE
+OWNER = bootstrap.OWNER
 SERVER_READY_S = 90.0
 SERVICE_READY_S = 45.0
 HOSTS_READY_S = 60.0
@@ -69,7 +69,7 @@ def up(layout: Layout, options: Options, progress: Progress) -> Summary:
     with alone(layout, progress):
         if layout.stopping.exists():
             # What was told to end may still be there for a moment: it is of no use any more.
-            stop_everything(layout, progress, local_database_url(layout))
+            stop_everything(layout, progress)
         rabbit, postgres, runner = Rabbit(layout.rabbitmq), Postgres(layout.postgres), Runner(layout.services)
         started, libvirt = _start_servers(layout, options, rabbit, postgres, progress)
         token = bootstrap.token_in(layout)

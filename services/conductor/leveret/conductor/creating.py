@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address
-from typing import Any
 from uuid import UUID
 
 from leveret.conductor.database import Connection
@@ -15,6 +14,7 @@ from leveret.conductor.placing import place
 from leveret.conductor.request import Request
 from leveret.conductor.rows import Change, Event, Vm
 from leveret.conductor.store import addresses, refusals, vms
+from leveret.conductor.store.surroundings import Surroundings, look
 from leveret.shared.documents import CreateVm, ImageByName
 from leveret.shared.errors import Code, Problem
 from leveret.shared.ids import mac_for, name_for
@@ -30,16 +30,16 @@ async def create(
     rng: random.Random,
 ) -> list[Change]:
     """Make the VMs that can be made, and set every verdict, but for those that lost a race and come again."""
-    buried = await refusals.buried(connection, [(request.vm_id, request.project) for request in creates])
-    fresh = [request for request in creates if _is_new(request, known.get(request.vm_id), buried)]
-    wanted = await _describe(connection, fresh, now, limits)
+    around = await _look_around(connection, creates)
+    fresh = [request for request in creates if _is_new(request, known.get(request.vm_id), around)]
+    wanted = _describe(fresh, around, now, limits)
     placements = await place(connection, [vm for _, vm in wanted], now, rng)
     by_id = {request.vm_id: request for request in fresh}
     for vm_id, problem in placements.refused.items():
         by_id[vm_id].refuse(problem)
     born = await _with_addresses(connection, placements.placed, by_id)
     written = await vms.record(connection, [_birth(change, by_id[change.after.id]) for change in born])
-    await _finish(connection, written, by_id)
+    await _finish(connection, written, by_id, around)
     for change in written:
         by_id[change.after.id].accept(change.after)
     await refusals.reject(
@@ -53,9 +53,19 @@ async def create(
     return written
 
 
-def _is_new(request: Request, vm: Vm | None, buried: set[tuple[UUID, str]]) -> bool:
+async def _look_around(connection: Connection, creates: Sequence[Request]) -> Surroundings:
+    bodies = [_body(request) for request in creates]
+    return await look(
+        connection,
+        [(request.vm_id, request.project, _name(request)) for request in creates],
+        {body.network for body in bodies},
+        {body.image.name for body in bodies if isinstance(body.image, ImageByName)},
+    )
+
+
+def _is_new(request: Request, vm: Vm | None, around: Surroundings) -> bool:
     """Whether there is something to make; the verdict of a repetition or a clash is set here."""
-    if vm is None and (request.vm_id, request.project) not in buried:
+    if vm is None and (request.vm_id, request.project) not in around.buried:
         return True
     if vm is None:
         request.refuse(Problem.of(Code.VM_DELETED, f"VM {request.vm_id} was deleted before it was created."))
@@ -68,32 +78,28 @@ def _is_new(request: Request, vm: Vm | None, buried: set[tuple[UUID, str]]) -> b
     return False
 
 
-async def _describe(
-    connection: Connection, fresh: Sequence[Request], now: datetime, limits: Limits
+def _describe(
+    fresh: Sequence[Request], around: Surroundings, now: datetime, limits: Limits
 ) -> list[tuple[Request, Vm]]:
     """The rows that these requests ask for. Those that cannot be are refused."""
-    bodies = {request.vm_id: _body(request) for request in fresh}
-    images = await _images(connection, bodies.values())
-    networks = await addresses.networks(connection, sorted({body.network for body in bodies.values()}))
-    names = {request.vm_id: bodies[request.vm_id].name or name_for(request.vm_id) for request in fresh}
-    taken = await vms.names_taken(connection, [(request.project, names[request.vm_id]) for request in fresh])
     described = []
     for request in fresh:
-        body, name = bodies[request.vm_id], names[request.vm_id]
-        image = images.get(body.image.name) if isinstance(body.image, ImageByName) else body.image.model_dump()
+        body, name = _body(request), _name(request)
+        image = around.images.get(body.image.name) if isinstance(body.image, ImageByName) else body.image.model_dump()
         if image is None:
             request.refuse(Problem.of(Code.IMAGE_UNKNOWN, f"No image is registered as {_image_name(body)!r}."))
-        elif body.network not in networks:
+        elif body.network not in around.networks:
             request.refuse(Problem.of(Code.NETWORK_UNKNOWN, f"There is no network {body.network!r}."))
-        elif (request.project, name) in taken:
+        elif (request.project, name) in around.taken:
             request.refuse(Problem.of(Code.NAME_TAKEN, f"Another VM of this project is called {name!r}."))
         else:
-            taken.add((request.project, name))
-            described.append((request, _row(request, body, name, image, now, limits)))
+            around.taken.add((request.project, name))
+            described.append((request, _row(request, name, image, now, limits)))
     return described
 
 
-def _row(request: Request, body: CreateVm, name: str, image: dict[str, str], now: datetime, limits: Limits) -> Vm:
+def _row(request: Request, name: str, image: dict[str, str], now: datetime, limits: Limits) -> Vm:
+    body = _body(request)
     spec = body.model_dump(mode="json", exclude={"user_data", "user_data_base64"}, exclude_defaults=True)
     return Vm(
         id=request.vm_id,
@@ -143,7 +149,9 @@ def _birth(change: Change, request: Request) -> Change:
     return Change(None, vm, (accepted, *(replace(event, vm=vm) for event in change.events)))
 
 
-async def _finish(connection: Connection, written: Sequence[Change], by_id: Mapping[UUID, Request]) -> None:
+async def _finish(
+    connection: Connection, written: Sequence[Change], by_id: Mapping[UUID, Request], around: Surroundings
+) -> None:
     """What belongs to a new row: its address, its user-data, and the end of any earlier rejection."""
     taken: list[tuple[str, IPv4Address, UUID]] = []
     user_data: dict[UUID, bytes] = {}
@@ -156,21 +164,16 @@ async def _finish(connection: Connection, written: Sequence[Change], by_id: Mapp
             user_data[vm.id] = data
     await addresses.take(connection, taken)
     await vms.put_user_data(connection, user_data)
-    await refusals.forgive(connection, [change.after.id for change in written])
-
-
-async def _images(connection: Connection, bodies: Any) -> dict[str, dict[str, str]]:
-    """The registered images that these documents name."""
-    names = sorted({body.image.name for body in bodies if isinstance(body.image, ImageByName)})
-    if not names:
-        return {}
-    rows = await connection.fetch("SELECT name, url, sha256, format FROM images WHERE name = ANY($1)", names)
-    return {row["name"]: dict(row) for row in rows}
+    await refusals.forgive(connection, [c.after.id for c in written if c.after.id in around.rejected])
 
 
 def _body(request: Request) -> CreateVm:
     assert isinstance(request.body, CreateVm)
     return request.body
+
+
+def _name(request: Request) -> str:
+    return _body(request).name or name_for(request.vm_id)
 
 
 def _image_name(body: CreateVm) -> str:

@@ -38,6 +38,10 @@ async def prepare(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         await connection.set_type_codec(name, encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
 
 
+async def _keep(_connection: object) -> None:
+    """Nothing to reset: we leave no state in sessions, and a round trip for every transaction would be for nothing."""
+
+
 async def open_pool(dsn: str, *, max_size: int) -> Pool:
     """A pool that starts without waiting for Postgres to be there."""
     return await asyncpg.create_pool(
@@ -45,6 +49,7 @@ async def open_pool(dsn: str, *, max_size: int) -> Pool:
         min_size=0,
         max_size=max_size,
         init=prepare,
+        reset=_keep,
         command_timeout=COMMAND_TIMEOUT_S,
         server_settings={
             "application_name": "leveret-conductor",

@@ -31,16 +31,17 @@ class Relay:
         Killed between publishing and noting it, the same events are published again: at least once, in order, each
         with its number. (A client drops what it has seen.)
         """
-        while await self._number():
-            pass
-        published = 0
-        while batch := await self._publish_some():
+        while await self._number() == BATCH:
+            continue
+        published = batch = await self._publish_some()
+        while batch >= BATCH:
+            batch = await self._publish_some()
             published += batch
         return published
 
-    async def _number(self) -> bool:
+    async def _number(self) -> int:
         async with transaction(self._pool) as connection:
-            return bool(await events.number(connection, BATCH))
+            return await events.number(connection, BATCH)
 
     async def _publish_some(self) -> int:
         async with transaction(self._pool) as connection:

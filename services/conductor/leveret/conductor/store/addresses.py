@@ -13,13 +13,6 @@ ORDER BY freed_at, address LIMIT $2 FOR UPDATE SKIP LOCKED
 """
 
 
-async def networks(connection: Connection, names: Sequence[str]) -> set[str]:
-    """Those of these networks that exist."""
-    return {
-        row["name"] for row in await connection.fetch("SELECT name FROM networks WHERE name = ANY($1)", list(names))
-    }
-
-
 async def reserve(connection: Connection, wanted: Counter[str]) -> dict[str, list[IPv4Address]]:
     """Lock up to so many free addresses of each network; they are taken by `take`, or free again at the rollback."""
     reserved: dict[str, list[IPv4Address]] = defaultdict(list)

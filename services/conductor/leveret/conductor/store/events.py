@@ -51,18 +51,18 @@ async def append(connection: Connection, events: Sequence[Event]) -> None:
     )
 
 
-async def number(connection: Connection, limit: int) -> set[str]:
-    """Give the oldest unnumbered events their numbers, and wake those who watch. Returns the projects concerned.
+async def number(connection: Connection, limit: int) -> int:
+    """Give the oldest unnumbered events their numbers, and wake those who watch. Returns how many there were.
 
     Only what is committed is seen here, so a number that a watcher has read is never followed by a smaller one; the
     events of one VM keep their order, because the VM's row was locked while they were written.
     """
     if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", RELAY_LOCK):
-        return set()
-    projects = {row["project_id"] for row in await connection.fetch(_NUMBER, limit)}
-    for project in projects:
+        return 0
+    rows = await connection.fetch(_NUMBER, limit)
+    for project in {row["project_id"] for row in rows}:
         await connection.execute("SELECT pg_notify('leveret_events', $1)", project)
-    return projects
+    return len(rows)
 
 
 async def unpublished(connection: Connection, limit: int) -> list[Row]:

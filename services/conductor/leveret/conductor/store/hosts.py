@@ -39,6 +39,17 @@ ON CONFLICT (id) DO UPDATE SET
 WHERE h.epoch <= excluded.epoch
 """
 
+_BOOK = """
+WITH moved AS (
+    SELECT h.id, d.vcpus, d.memory_mib, d.disk_gib
+    FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS d (id, vcpus, memory_mib, disk_gib)
+    JOIN hosts h USING (id) ORDER BY h.id FOR UPDATE OF h
+)
+UPDATE hosts SET vcpus_used = vcpus_used + moved.vcpus, memory_mib_used = memory_mib_used + moved.memory_mib,
+                 disk_gib_used = disk_gib_used + moved.disk_gib
+FROM moved WHERE hosts.id = moved.id
+"""
+
 # What hosts would report if nothing had been lost; the text that messages.digest_of hashes.
 _DIGESTS = """
 SELECT h.id, left(encode(sha256(convert_to(coalesce(string_agg(
@@ -73,16 +84,8 @@ async def book(connection: Connection, changes: Sequence[Change]) -> None:
             _add(sums, change.after.host_id, change.after, +1)
     if not sums:
         return
-    ids = sorted(sums)
-    await connection.execute("SELECT FROM hosts WHERE id = ANY($1) ORDER BY id FOR UPDATE", ids)
-    await connection.execute(
-        """UPDATE hosts SET vcpus_used = vcpus_used + d.vcpus, memory_mib_used = memory_mib_used + d.memory_mib,
-                            disk_gib_used = disk_gib_used + d.disk_gib
-        FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS d (id, vcpus, memory_mib, disk_gib)
-        WHERE hosts.id = d.id""",
-        ids,
-        *([sums[host][n] for host in ids] for n in range(3)),
-    )
+    ids = list(sums)
+    await connection.execute(_BOOK, ids, *([sums[host][n] for host in ids] for n in range(3)))
 
 
 def _add(sums: dict[UUID, list[int]], host_id: UUID | None, vm: Vm, sign: int) -> None:

@@ -46,17 +46,6 @@ async def bury(connection: Connection, ids: Sequence[tuple[UUID, str]]) -> None:
         )
 
 
-async def buried(connection: Connection, ids: Sequence[tuple[UUID, str]]) -> set[tuple[UUID, str]]:
-    """Those of these (id, project) pairs that were deleted before they were created."""
-    rows = await connection.fetch(
-        """SELECT vm_id, project_id FROM tombstones
-        WHERE (vm_id, project_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))""",
-        [vm_id for vm_id, _ in ids],
-        [project for _, project in ids],
-    )
-    return {(row["vm_id"], row["project_id"]) for row in rows}
-
-
 async def forget(connection: Connection, days: int) -> None:
     """Drop what is older than this, and deleted VMs with their events."""
     await connection.execute("DELETE FROM rejections WHERE at < now() - make_interval(days => $1)", days)

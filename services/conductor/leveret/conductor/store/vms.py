@@ -132,17 +132,6 @@ async def lock_of_host(connection: Connection, host_id: UUID) -> dict[UUID, Vm]:
     return {row["id"]: Vm.of(row) for row in rows}
 
 
-async def names_taken(connection: Connection, names: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Those of these (project, name) pairs that a living VM has."""
-    rows = await connection.fetch(
-        """SELECT project_id, name FROM vms
-        WHERE state <> 'deleted' AND (project_id, name) IN (SELECT * FROM unnest($1::text[], $2::text[]))""",
-        [project for project, _ in names],
-        [name for _, name in names],
-    )
-    return {(row["project_id"], row["name"]) for row in rows}
-
-
 async def mark_sent(connection: Connection, ids: Sequence[UUID]) -> None:
     await connection.execute("UPDATE vms SET sent_at = now() WHERE id = ANY($1)", list(ids))
 

@@ -1,0 +1,58 @@
+"""Everything that a wave of creates must know about the world, in one round trip."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from leveret.conductor.database import Connection
+
+_LOOK = """
+SELECT 'buried' AS what, vm_id::text AS one, project_id AS two, NULL::jsonb AS document FROM tombstones
+WHERE (vm_id, project_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))
+UNION ALL
+SELECT 'rejected', vm_id::text, project_id, NULL FROM rejections WHERE vm_id = ANY($1)
+UNION ALL
+SELECT 'taken', project_id, name, NULL FROM vms
+WHERE state <> 'deleted' AND (project_id, name) IN (SELECT * FROM unnest($2::text[], $3::text[]))
+UNION ALL
+SELECT 'network', name, NULL, NULL FROM networks WHERE name = ANY($4)
+UNION ALL
+SELECT 'image', name, NULL, jsonb_build_object('name', name, 'url', url, 'sha256', sha256, 'format', format) FROM images
+WHERE name = ANY($5)
+"""
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """`buried` and `rejected` are ids with their projects, `taken` are names with theirs."""
+
+    buried: set[tuple[UUID, str]] = field(default_factory=set)
+    rejected: set[UUID] = field(default_factory=set)
+    taken: set[tuple[str, str]] = field(default_factory=set)
+    networks: set[str] = field(default_factory=set)
+    images: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+async def look(
+    connection: Connection,
+    wanted: Sequence[tuple[UUID, str, str]],
+    networks: Iterable[str],
+    images: Iterable[str],
+) -> Surroundings:
+    """What there is already of these (id, project, name), of these networks and of these registered images."""
+    found = Surroundings()
+    columns = [list(column) for column in zip(*wanted, strict=True)]
+    for row in await connection.fetch(_LOOK, *columns, list(networks), list(images)):
+        match row["what"]:
+            case "buried":
+                found.buried.add((UUID(row["one"]), row["two"]))
+            case "rejected":
+                found.rejected.add(UUID(row["one"]))
+            case "taken":
+                found.taken.add((row["one"], row["two"]))
+            case "network":
+                found.networks.add(row["one"])
+            case "image":
+                found.images[row["one"]] = row["document"]
+    return found
