@@ -1,6 +1,7 @@
 """Servers and clean slates for the tests. Everything is private to the run: directories, ports, sockets."""
 
 import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import aio_pika
 import asyncpg
+import hypothesis
 import pytest
 
 from leveret.conductor.migrate import migrate
@@ -107,3 +109,9 @@ def appliance() -> Path:
     """The tiny guest, built if it was not yet."""
     done = subprocess.run([ROOT / "script" / "guest-images"], capture_output=True, text=True, check=True, timeout=600)
     return Path(done.stdout.split()[1])
+
+
+# Few examples each time, on a machine of any speed; HYPOTHESIS_PROFILE=thorough looks longer.
+hypothesis.settings.register_profile("default", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("thorough", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

@@ -22,7 +22,7 @@ from leveret.shared.messages import Capacity, DesiredVm, Heartbeat, ReadConsole,
 pytestmark = pytest.mark.unit
 
 RUNNING, STOPPED, ABSENT = Wanted.RUNNING, Wanted.STOPPED, Wanted.ABSENT
-SLOW_IMAGE = Behaviour(latency_s={"fetch_image": 30.0})
+SLOW_IMAGE = Behaviour(latency_s={"fetch_image": 20.0})
 
 Scene = Callable[[AgentWorld], Awaitable[None]]
 
@@ -814,7 +814,7 @@ COMMANDS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(commands=COMMANDS, seed=st.integers(0, 2**32), kills=st.sets(st.integers(0, 11), max_size=2))
 def test_whatever_was_said_before_the_newest_wish_comes_true(
     commands: list[tuple[int, int, Wanted, float]], seed: int, kills: set[int]
@@ -852,7 +852,7 @@ def test_whatever_was_said_before_the_newest_wish_comes_true(
     play(scene, behaviour=behaviour, seed=seed)
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(commands=COMMANDS, order=st.randoms(use_true_random=False))
 def test_the_order_of_arrival_does_not_matter(commands: list[tuple[int, int, Wanted, float]], order: Any) -> None:
     """Of everything that is said at once, the wish of the highest rank comes true, whatever comes last."""
