@@ -131,6 +131,17 @@ class TestRabbit:
         assert await take(url, "orders") == b"kept"
         assert two.is_running()
 
+    def test_one_that_died_and_left_its_name_service_starts_again_where_it_was(
+        self, two_brokers: tuple[Rabbit, Rabbit]
+    ) -> None:
+        one, _ = two_brokers
+        url, broker = one.url, psutil.Process(one.pid)
+        broker.kill()
+        psutil.wait_procs([broker], timeout=10)
+        one.start()
+        one.wait_ready()
+        assert one.url == url
+
     def test_stop_leaves_the_data_and_nothing_else(self, two_brokers: tuple[Rabbit, Rabbit]) -> None:
         _, two = two_brokers
         family, ports = family_of(two), two.directory.read()["ports"].values()

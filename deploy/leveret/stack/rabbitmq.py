@@ -198,6 +198,7 @@ class Rabbit:
         account = Account.for_service("rabbitmq")
         server = script("rabbitmq-server")
         self._furnish(account)
+        self._epmd.kill()  # it outlives a broker that was killed, and would keep its port
         facts = self.directory.read()
         facts["ports"] = keep_or_replace(facts["ports"])
         self.directory.write(facts)

@@ -105,8 +105,6 @@ def _start_servers(
         was_running = rabbit.is_running()
         for name, (configure, write, read) in BROKER_USERS.items():
             rabbit.create_user(name, configure=configure, write=write, read=read)
-        if not was_running:
-            rabbit.stop()  # its name service may have outlived it, and would keep its port
         rabbit.start()
         rabbit.wait_ready(SERVER_READY_S)
         return not was_running
