@@ -279,3 +279,8 @@ async def test_a_channel_that_broke_a_rule_is_replaced(broker: Rabbit) -> None:
             return True
 
         await eventually(back)
+
+
+async def test_without_a_connection_a_publish_says_so_at_once() -> None:
+    with pytest.raises(LeveretError, match="cannot be reached"):
+        await Publisher("leveret-api").publish(topology.HOSTS.name, "x", StartVm())

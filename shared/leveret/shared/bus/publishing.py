@@ -135,6 +135,8 @@ class Publisher:
                     properties=self._properties(message_type, envelope, persistent=True),
                     mandatory=mandatory,
                 )
+        except LeveretError:
+            raise
         except aiormq.exceptions.PublishError as error:
             raise Unroutable(
                 Problem.of(Code.UNAVAILABLE, f"No queue takes messages of {exchange} with key {key!r}.")
