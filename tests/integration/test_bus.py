@@ -284,3 +284,21 @@ async def test_a_channel_that_broke_a_rule_is_replaced(broker: Rabbit) -> None:
 async def test_without_a_connection_a_publish_says_so_at_once() -> None:
     with pytest.raises(LeveretError, match="cannot be reached"):
         await Publisher("leveret-api").publish(topology.HOSTS.name, "x", StartVm())
+
+
+async def test_a_posting_channel_that_broke_a_rule_is_replaced_too(broker: Rabbit) -> None:
+    seen: list[str] = []
+
+    async def judge(batch: Sequence[Delivery]) -> Sequence[Outcome]:
+        seen.extend(delivery.queue for delivery in batch)
+        return [DONE] * len(batch)
+
+    bus = Bus(broker, judge)
+    async with running(bus):
+        await bus.publisher.post("no.such.exchange", "x", StartVm())
+
+        async def through() -> bool:
+            await bus.publisher.post(topology.HOSTS.name, bus.key, StartVm())
+            return bool(seen)
+
+        await eventually(through)

@@ -1,24 +1,28 @@
 """The conductor on a real broker and a real database, with hosts played by the test over the bus."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import aio_pika
 import asyncpg
 import pytest
-from peers import Gateway, Host, eventually, tiny, up
+from peers import Gateway, Host, as_delivery, eventually, tiny, up
 
-from leveret.conductor.app import Conductor
+from leveret.conductor.app import Conductor, limits_of
 from leveret.conductor.database import open_pool, prepare
+from leveret.conductor.reports import ReportHandler
 from leveret.conductor.settings import ConductorSettings
+from leveret.shared.bus import DONE
 from leveret.shared.documents import DeleteVm, ImageByName, Placement, RebootVm, RetryVm, StartVm, StopVm
 from leveret.shared.errors import Code, Problem
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import Observed, State, Wanted
-from leveret.shared.messages import Capacity
+from leveret.shared.messages import Capacity, HostReport
 from leveret.stack.rabbitmq import Rabbit
 
 pytestmark = pytest.mark.integration
@@ -308,14 +312,21 @@ async def test_a_heartbeat_that_disagrees_makes_the_conductor_ask_for_the_list(w
         await host.say(host.seen(command, Observed.RUNNING))
         await world.until(vm_id, State.RUNNING)
         before = host.lists_asked
-        await host.beat((vm_id, command.token, command.generation, "running"))
-        await host.beat((vm_id, command.token, command.generation, "stopped"))
-        await eventually(lambda: host.lists_asked > before)
-        for _ in range(3):  # the same difference again is no news
-            await host.beat((vm_id, command.token, command.generation, "stopped"))
-        await host.beat((vm_id, command.token, command.generation, "building"))
-        await eventually(lambda: host.lists_asked > before + 1)
-        assert host.lists_asked == before + 2  # the one that agreed was not asked about
+        beats = 0
+
+        async def beat(observed: str) -> None:
+            nonlocal beats
+            beats += 1
+            await host.beat((vm_id, command.token, command.generation, observed))
+            await eventually(lambda: world.conductor.consumers[2].handled >= handled + beats)
+
+        handled = world.conductor.consumers[2].handled
+        for observed in ("running", "stopped", "building", "running"):  # a difference that passes is no news
+            await beat(observed)
+        assert host.lists_asked == before
+        for _ in range(4):  # one that stays is asked about, once
+            await beat("stopped")
+        await eventually(lambda: host.lists_asked == before + 1)
 
 
 async def test_delete_before_create_ends_without_a_vm(world: World) -> None:
@@ -349,7 +360,9 @@ async def test_a_build_past_its_deadline_is_explained_and_keeps_its_host_until_i
     async with world.hosts(host):
         await world.gateway.ask(vm_id, tiny("web"))
         await host.command(vm_id)
-        await world.db.execute("UPDATE vms SET deadline = now() - interval '1 s'")
+        await world.db.execute("UPDATE vms SET deadline = now() - interval '1 minute'")
+        assert await world.conductor.sweeper.end_late() == 0  # it has not listened for long enough
+        world.conductor.sweeper.attentive_s = lambda: 60.0
         row = await world.until(vm_id, State.ERROR)
         assert (row["problem"]["code"], row["host_id"]) == (Code.BUILD_TIMEOUT, host.id)
         gone = await host.command(vm_id, lambda c: c.wanted is Wanted.ABSENT)
@@ -390,6 +403,8 @@ async def test_a_silent_host_gets_no_new_vms_and_keeps_its_own(world: World) -> 
     async with world.hosts(host):
         await world.gateway.ask(vm_id, tiny("web"))
         await world.db.execute("UPDATE hosts SET heartbeat_at = now() - interval '1 hour'")
+        assert await world.conductor.sweeper.silence_hosts() == []  # who was deaf cannot tell
+        world.conductor.sweeper.attentive_s = lambda: 60.0
 
         async def silent() -> bool:
             return bool(await world.db.fetchval("SELECT state = 'silent' FROM hosts"))
@@ -432,3 +447,99 @@ async def test_what_does_not_exist_is_refused_by_name(world: World) -> None:
         vm = await world.gateway.ask(new_id(), StartVm())
         codes = [v.problem.code for v in (image, network, vm) if v.problem]
         assert codes == [Code.IMAGE_UNKNOWN, Code.NETWORK_UNKNOWN, Code.VM_NOT_FOUND]
+
+
+async def test_a_create_that_was_refused_is_not_made_when_its_message_comes_again(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    refused = await world.gateway.ask(vm_id, tiny("web"), request_id="once")
+    assert refused.problem is not None
+    assert refused.problem.code is Code.NO_CAPACITY
+    async with world.hosts(host):
+        again = await world.gateway.ask(vm_id, tiny("web"), request_id="once")
+        assert again.problem is not None
+        assert again.problem.code is Code.NO_CAPACITY
+        assert (await world.gateway.ask(vm_id, tiny("web"), request_id="another")).accepted
+        assert await world.db.fetchval("SELECT count(*) FROM rejections") == 0
+
+
+async def test_two_complete_lists_at_once_are_one_and_the_newer_counts(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        await host.say(host.seen(await host.command(vm_id), Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+        lists = [HostReport(host_id=host.id, epoch=1, seq=seq, complete=True) for seq in (100, 101)]
+        handler = ReportHandler(
+            world.conductor.pool,
+            world.conductor.publisher,
+            limits_of(world.conductor.settings),
+            cordon_after=5,
+            placer=world.conductor.loops[1],
+            relay=world.conductor.loops[0],
+        )
+        assert await handler.handle([as_delivery(one) for one in lists]) == [DONE, DONE]
+        await world.until(vm_id, State.ERROR)
+
+
+async def test_a_misspelt_url_speaks_against_no_host(world: World) -> None:
+    host = Host(world.rabbit)
+    async with world.hosts(host):
+        for _ in range(6):
+            vm_id = new_id()
+            await world.gateway.ask(vm_id, tiny())
+            problem = Problem.of(Code.IMAGE_UNREACHABLE, "There is no such file.", step="image")
+            await host.fails(await host.command(vm_id), problem)
+            await world.until(vm_id, State.ERROR)
+        assert await world.db.fetchval("SELECT state FROM hosts") == "up"
+        for _ in range(5):
+            vm_id = new_id()
+            await world.gateway.ask(vm_id, tiny())
+            await host.fails(await host.command(vm_id), Problem.of(Code.DISK_FULL, "Full.", step="disk"))
+            await world.until(vm_id, State.ERROR)
+        assert await world.db.fetchval("SELECT state FROM hosts") == "cordoned"
+
+
+async def test_a_list_of_a_new_incarnation_teaches_the_conductor_its_epoch(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny("web"))
+        await host.command(vm_id)
+        host.epoch = 2
+        await host.say(complete=True)
+        await host.command(vm_id, lambda command: command.host_epoch == 2)
+
+
+async def test_one_client_s_full_queue_holds_up_nobody(world: World) -> None:
+    host = Host(world.rabbit)
+    async with world.hosts(host), await aio_pika.connect(world.rabbit.url) as connection:
+        channel = await connection.channel()
+        queues = {}
+        full: dict[str, Any] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        for project, arguments in (("other", full), ("default", {})):
+            exchange = await channel.declare_exchange(f"leveret.events.{project}", "topic", durable=True)
+            queues[project] = await channel.declare_queue(exclusive=True, arguments=arguments)
+            await queues[project].bind(exchange, "#")
+        for project in ("other", "default"):
+            for _ in range(3):
+                await world.gateway.ask(new_id(), tiny(), project=project)
+
+        async def published() -> bool:
+            rows = await world.db.fetch("SELECT last_seq, published_seq FROM projects")
+            return all(row["last_seq"] == row["published_seq"] == 6 for row in rows)
+
+        await eventually(published)
+        heard = [await queues["default"].get(no_ack=True) for _ in range(6)]
+        events = [json.loads(message.body) for message in heard if message is not None]
+        assert [event["sequence"] for event in events] == ["1", "2", "3", "4", "5", "6"]
+        assert {(event["specversion"], event["datacontenttype"]) for event in events} == {("1.0", "application/json")}
+        assert await queues["default"].get(no_ack=True, fail=False) is None
+
+
+async def test_a_database_that_is_not_ready_for_us_is_waited_for(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.db.execute("ALTER TABLE tombstones RENAME TO hidden")
+        asking = asyncio.ensure_future(world.gateway.ask(vm_id, tiny("web"), wait_s=30))
+        await eventually(lambda: world.conductor.consumers[0].attentive_s < 0.5)
+        await world.db.execute("ALTER TABLE hidden RENAME TO tombstones")
+        assert (await asking).accepted

@@ -16,6 +16,7 @@ from leveret.shared.errors import Problem
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import Observed
 from leveret.shared.messages import (
+    CONTENT_TYPE,
     TYPE_OF,
     Capacity,
     DesiredVm,
@@ -25,6 +26,7 @@ from leveret.shared.messages import (
     VmReport,
     decode,
     digest_of,
+    encode,
 )
 from leveret.stack.rabbitmq import Rabbit
 
@@ -45,6 +47,21 @@ async def eventually(check: Callable[[], Any], *, within_s: float = 10.0, what: 
 def tiny(name: str | None = None, **more: Any) -> CreateVm:
     """The smallest request: one VM of the registered image."""
     return CreateVm(name=name, vcpus=1, memory_mib=128, disk_gib=1, image=ImageByName(name="tiny"), **more)
+
+
+def as_delivery(message: BaseModel) -> Delivery:
+    """A message as a handler gets it."""
+    return Delivery(
+        queue="test",
+        body=encode(message),
+        type=TYPE_OF[type(message)],
+        content_type=CONTENT_TYPE,
+        headers={},
+        message_id=None,
+        user_id="leveret-compute",
+        reply_to=None,
+        correlation_id=None,
+    )
 
 
 class Gateway:

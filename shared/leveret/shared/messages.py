@@ -174,13 +174,13 @@ class Verdict(Message):
 class CloudEvent(Message):
     """A CloudEvents 1.0 envelope in structured JSON. `sequence` counts a project's events without a gap."""
 
-    specversion: Literal["1.0"] = "1.0"
+    specversion: Literal["1.0"]
     id: str
     source: str
     type: str
     subject: str
     time: str
-    datacontenttype: Literal["application/json"] = "application/json"
+    datacontenttype: Literal["application/json"]
     sequence: str
     data: dict[str, Any]
 

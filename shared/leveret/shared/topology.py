@@ -31,8 +31,9 @@ REPORTS = Exchange("leveret.reports", aio_pika.ExchangeType.DIRECT)
 HEARTBEATS = Exchange("leveret.heartbeats", aio_pika.ExchangeType.DIRECT)
 DEAD = Exchange("leveret.dead", aio_pika.ExchangeType.FANOUT)
 
-#: Redeliveries after which a message counts as one that kills its consumer.
-DELIVERY_LIMIT = 20
+#: Redeliveries after which a message counts as one that kills its consumer. Every lost connection counts as one for all
+#: that was prefetched, so it is generous: what merely crashes a handler is found out after three attempts.
+DELIVERY_LIMIT = 1000
 
 _QUORUM: dict[str, Any] = {
     "x-queue-type": "quorum",

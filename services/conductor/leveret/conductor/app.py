@@ -52,6 +52,7 @@ class Conductor:
             resend=timedelta(seconds=settings.resend_s),
             lease=timedelta(seconds=settings.lease_s),
             keep_deleted_days=settings.keep_deleted_days,
+            attentive_s=lambda: min(consumer.attentive_s for consumer in self.consumers),
             rng=rng,
         )
         relay_loop = Loop("relay", _quiet(self.relay.relay_once), every_s=0.5)

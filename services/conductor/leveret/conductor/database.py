@@ -14,20 +14,14 @@ from leveret.shared.bus import Paused
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
-#: Errors after which the very same transaction may be tried again: Postgres is down, coming up, read-only, out of
-#: disk or memory, slow, or has broken a deadlock. What it did with a COMMIT that failed so is unknown: read by id.
-TRANSIENT = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,  # 57xxx: admin or crash shutdown, cannot connect now, cancelled by a time limit
-    asyncpg.InsufficientResourcesError,  # 53xxx: disk full, out of memory, too many connections
-    asyncpg.TransactionRollbackError,  # 40xxx: deadlock, serialization
-    asyncpg.ObjectNotInPrerequisiteStateError,  # 55xxx: lock not available
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.PostgresSystemError,  # 58xxx: I/O errors
-)
+#: What only the message at hand can be blamed for: values that no column takes, rows that no constraint allows.
+MESSAGE_FAULTS = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueError)
+#: The SQLSTATE class of our own triggers.
+GUARD_STATES = "LV"
+#: Anything else that Postgres or the way to it may say: it is down, coming up, read-only, full, not migrated yet, slow,
+#: or has broken a deadlock. What it did with a COMMIT that failed so is unknown: the batch is tried again, and reads
+#: by id.
+AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 COMMAND_TIMEOUT_S = 30
 
@@ -65,7 +59,9 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
     try:
         async with pool.acquire(timeout=10) as connection, connection.transaction():
             yield connection
-    except TRANSIENT as error:
+    except AWAY as error:
+        if isinstance(error, MESSAGE_FAULTS) or (getattr(error, "sqlstate", None) or "").startswith(GUARD_STATES):
+            raise
         if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
             await pool.expire_connections()  # a failover left us on the old primary
         raise Paused(f"{type(error).__name__}: {error}") from error

@@ -18,6 +18,20 @@ from leveret.shared.messages import VmReport
 #: Failures that another host would repeat: the request itself is at fault, not the host.
 HOPELESS = frozenset({Code.IMAGE_HASH_MISMATCH, Code.IMAGE_INVALID, Code.IMAGE_TOO_LARGE, Code.IMAGE_FORBIDDEN})
 
+#: Failures that speak against the host: several in a row take it out of service. A misspelt URL does not.
+HOST_FAULTS = frozenset(
+    {
+        Code.DISK_FULL,
+        Code.DISK_FAILED,
+        Code.CONFIG_DRIVE_FAILED,
+        Code.NETWORK_FAILED,
+        Code.DEFINE_FAILED,
+        Code.START_FAILED,
+        Code.HYPERVISOR_TIMEOUT,
+        Code.HYPERVISOR_UNAVAILABLE,
+    }
+)
+
 REMEMBERED_REQUESTS = 16
 
 Verb = DeleteVm | StartVm | StopVm | RebootVm | RetryVm
@@ -31,6 +45,8 @@ class Limits:
     change: timedelta
     delete: timedelta
     attempts: int
+    #: How long a host's own word on a build that is late is waited for.
+    backstop: timedelta = timedelta(seconds=15)
 
 
 # Requests
@@ -58,9 +74,14 @@ def on_request(vm: Vm, verb: Verb, request_id: str, now: datetime, limits: Limit
             case RetryVm():
                 change = _retry(vm, now, limits)
     if change is None:
-        return None
-    remembered = (*vm.recent_requests, request_id)[-REMEMBERED_REQUESTS:]
-    return replace(change, after=replace(change.after, recent_requests=remembered))
+        # To be remembered all the same: repeated after a later wish, it would undo that one.
+        return None if vm.state is State.DELETED else remember(vm, request_id)
+    return replace(change, after=remember(change.after, request_id).after)
+
+
+def remember(vm: Vm, request_id: str) -> Change:
+    """Carried out or refused: this request is not to be looked at again."""
+    return Change(vm, replace(vm, recent_requests=(*vm.recent_requests, request_id)[-REMEMBERED_REQUESTS:]))
 
 
 def _delete(vm: Vm, now: datetime, limits: Limits) -> Change | None:
@@ -181,7 +202,7 @@ def on_report(vm: Vm, report: VmReport, epoch: int, now: datetime, limits: Limit
     if vm.state is State.DELETING:
         return _seen_deleting(vm, seen, report)
     if vm.state is State.ERROR:
-        return _seen_in_error(vm, seen, report)
+        return _seen_in_error(vm, seen, report, now, limits)
     if vm.state is State.BUILDING:
         return _seen_building(vm, seen, report, now, limits)
     return _seen_living(vm, seen, report, now, limits)
@@ -193,12 +214,12 @@ def _seen_deleting(vm: Vm, seen: Vm, report: VmReport) -> Change:
     return Change(vm, replace(seen, problem=told(report.problem) if report.problem else vm.problem))
 
 
-def _seen_in_error(vm: Vm, seen: Vm, report: VmReport) -> Change:
+def _seen_in_error(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limits) -> Change:
     if report.observed is Observed.ABSENT and vm.step == Step.CLEANUP:
         return Change(vm, replace(_released(seen), step=None, deadline=None))
     missing = (vm.problem or {}).get("code") == Code.DOMAIN_MISSING
     if missing and report.settled and report.observed in {Observed.RUNNING, Observed.STOPPED}:
-        return _settle(vm, seen, report)  # somebody put it back
+        return _settle(vm, seen, report, now, limits)  # somebody put it back
     return Change(vm, seen)
 
 
@@ -208,7 +229,7 @@ def _seen_building(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Li
             return Change(vm, replace(seen, sent_at=None))  # it never heard of it: tell it again
         return _build_failed(vm, seen, report.problem, now, limits)
     if report.settled and report.observed is not Observed.BUILDING:
-        return _settle(vm, seen, report)
+        return _settle(vm, seen, report, now, limits)
     steps = tuple(step.model_dump(mode="json") for step in report.steps)
     after = replace(
         seen,
@@ -227,43 +248,59 @@ def _seen_living(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limi
         return _error(vm, replace(seen, step=None, deadline=None, guest_ready=False), report.problem or problem)
     if not report.settled:
         return Change(vm, replace(seen, step=report.step, problem=told(report.problem) if report.problem else None))
-    change = _settle(vm, seen, report)
-    rebooted = report.problem is not None and report.problem.code is Code.HOST_REBOOTED
-    if rebooted and vm.desired is Desired.RUNNING and report.generation == vm.generation:
-        again = _wish(change.after, "start", now + limits.change)
-        return Change(vm, again.after, (*change.events, *again.events))
-    return change
+    return _settle(vm, seen, report, now, limits)
 
 
-def _settle(vm: Vm, seen: Vm, report: VmReport) -> Change:
+def _settle(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limits) -> Change:
     """The host says that it is done with a generation: what it observes is the state."""
     state = State.RUNNING if report.observed is Observed.RUNNING else State.STOPPED
     observed = max(vm.observed_generation, min(report.generation, vm.generation))
-    ready = state is State.RUNNING and (report.guest_ready or (vm.guest_ready and vm.state is State.RUNNING))
-    steps = tuple(step.model_dump(mode="json") for step in report.steps) or vm.steps
-    problem = told(report.problem) if report.problem else None
+    as_before = vm.guest_ready and vm.state is State.RUNNING and observed == vm.observed_generation
     after = replace(
         seen,
         state=state,
         step=None,
         observed_generation=observed,
-        deadline=None if observed == vm.generation else vm.deadline,
-        guest_ready=ready,
+        deadline=None if observed == vm.generation else vm.deadline or now + limits.change,
+        guest_ready=state is State.RUNNING and (report.guest_ready or as_before),
         ssh=report.ssh.model_dump(mode="json") if report.ssh else vm.ssh,
-        steps=steps,
-        problem=problem,
+        steps=tuple(step.model_dump(mode="json") for step in report.steps) or vm.steps,
+        problem=told(report.problem) if report.problem else None,
     )
+    change = Change(vm, after, _settled_events(vm, after))
+    return _wish_again(change, report, now, limits)
+
+
+def _settled_events(vm: Vm, after: Vm) -> tuple[Event, ...]:
     events: tuple[Event, ...] = ()
-    if vm.state is not state:
-        data: dict[str, Any] = {"steps": list(steps)} if vm.state is State.BUILDING else {}
-        if problem:
-            data["problem"] = problem
-        events += (Event(after, state.value, data, vm.state),)
-    elif observed > vm.observed_generation:
-        events += (Event(after, "settled", {"restarts": vm.restarts}),)
-    if ready and not vm.guest_ready:
+    if vm.state is not after.state:
+        data: dict[str, Any] = {"steps": list(after.steps)} if vm.state is State.BUILDING else {}
+        if after.problem:
+            data["problem"] = after.problem
+        events += (Event(after, after.state.value, data, vm.state),)
+    elif after.observed_generation > vm.observed_generation:
+        events += (Event(after, "settled", {"restarts": after.restarts}),)
+    if after.guest_ready and not vm.guest_ready:
         events += (Event(after, "guest_ready"),)
-    return Change(vm, after, events)
+    return events
+
+
+def _wish_again(change: Change, report: VmReport, now: datetime, limits: Limits) -> Change:
+    """A new generation of the same wish, when the host needs to be told once more.
+
+    It was rebooted under a VM that should run; or it has seen a newer generation than the row, which an older copy of
+    the database was restored under.
+    """
+    vm = change.after
+    rebooted = report.problem is not None and report.problem.code == Code.HOST_REBOOTED
+    if report.generation > vm.generation:
+        again = _wish(vm, "restored", now + limits.change)
+        again = replace(again, after=replace(again.after, generation=report.generation + 1))
+    elif rebooted and vm.desired is Desired.RUNNING and report.generation == vm.generation:
+        again = _wish(vm, "start", now + limits.change)
+    else:
+        return change
+    return Change(change.before, again.after, (*change.events, *again.events))
 
 
 def _build_failed(vm: Vm, seen: Vm, problem: Problem, now: datetime, limits: Limits) -> Change:
@@ -289,6 +326,8 @@ def on_deadline(vm: Vm, now: datetime, limits: Limits) -> Change | None:
     """What becomes of a VM that has waited too long. Nothing is given up that a host has not confirmed (law 3)."""
     if vm.deadline is None or now < vm.deadline:
         return None
+    if vm.state is State.BUILDING and now < vm.deadline + limits.backstop:
+        return None  # the host gives up by itself, and its word may be under way
     match vm.state:
         case State.PENDING:
             problem = Problem.of(

@@ -52,25 +52,16 @@ def wanted_of(vm: Vm) -> Wanted:
 def _desired(vm: Vm, row: Any) -> DesiredVm:
     assert vm.token is not None
     user_data = row["user_data"]
-    return DesiredVm(
-        vm_id=vm.id,
-        host_epoch=row["epoch"],
-        project=vm.project_id,
-        name=vm.name,
-        generation=vm.generation,
-        token=vm.token,
-        wanted=wanted_of(vm),
-        may_build=vm.state is State.BUILDING and vm.step != Step.CLEANUP,
-        restarts=vm.restarts,
-        grace_s=vm.grace_s,
-        vcpus=vm.vcpus,
-        memory_mib=vm.memory_mib,
-        disk_gib=vm.disk_gib,
-        image=Image(url=vm.image["url"], sha256=vm.image["sha256"], format=vm.image["format"]),
-        ssh_keys=tuple(vm.spec.get("ssh_keys", ())),
-        user_data_base64=base64.b64encode(user_data).decode() if user_data is not None else None,
-        nic=_nic(vm, row),
-        deadline_s=max(row["left_s"] or 0.0, 0.0),
+    return absent(vm, row["epoch"], vm.token).model_copy(
+        update={
+            "wanted": wanted_of(vm),
+            "may_build": vm.state is State.BUILDING and vm.step != Step.CLEANUP,
+            "grace_s": vm.grace_s,
+            "ssh_keys": tuple(vm.spec.get("ssh_keys", ())),
+            "user_data_base64": base64.b64encode(user_data).decode() if user_data is not None else None,
+            "nic": _nic(vm, row),
+            "deadline_s": max(row["left_s"] or 0.0, 0.0),
+        }
     )
 
 
@@ -87,10 +78,10 @@ def _nic(vm: Vm, row: Any) -> Nic | None:
     )
 
 
-def absent(vm_id: UUID, epoch: int, token: int, vm: Vm) -> DesiredVm:
-    """The order to remove a remnant: a domain whose placement is proven to be over."""
+def absent(vm: Vm, epoch: int, token: int) -> DesiredVm:
+    """The order to leave nothing of a placement, which may be over already."""
     return DesiredVm(
-        vm_id=vm_id,
+        vm_id=vm.id,
         host_epoch=epoch,
         project=vm.project_id,
         name=vm.name,

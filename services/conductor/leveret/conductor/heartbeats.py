@@ -1,5 +1,6 @@
 """Heartbeats: registration, leases, and the cheap question whether a host and the rows agree."""
 
+import math
 import time
 from collections.abc import Sequence
 from uuid import UUID
@@ -27,7 +28,7 @@ class HeartbeatHandler:
     def __init__(self, pool: Pool, publisher: Publisher) -> None:
         self._pool = pool
         self._publisher = publisher
-        self._asked: dict[UUID, tuple[str, str, float]] = {}
+        self._differing: dict[UUID, tuple[tuple[str, str], float]] = {}
 
     async def handle(self, batch: Sequence[Delivery]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []
@@ -53,16 +54,19 @@ class HeartbeatHandler:
         await dispatch.send(self._publisher, [Command(host_id, ListVms()) for host_id in asked])
 
     def _is_news(self, host_id: UUID, digest: str, expected: str) -> bool:
-        """Whether host and rows differ, and not just as they did when the host was last asked.
+        """Whether host and rows have differed in the same way twice running, and that was not asked about lately.
 
-        A host in the middle of work differs for a moment: asking for its list once too often is cheap.
+        A host in the middle of work differs for a moment, each time in another way.
         """
         if digest == expected:
-            self._asked.pop(host_id, None)
+            self._differing.pop(host_id, None)
             return False
-        before = self._asked.get(host_id)
-        now = time.monotonic()
-        if before and before[:2] == (digest, expected) and now - before[2] < ASK_AGAIN_S:
+        difference, now = (digest, expected), time.monotonic()
+        before, asked_at = self._differing.get(host_id, (None, -math.inf))
+        if before != difference:
+            self._differing[host_id] = (difference, -math.inf)
             return False
-        self._asked[host_id] = (digest, expected, now)
+        if now - asked_at < ASK_AGAIN_S:
+            return False
+        self._differing[host_id] = (difference, now)
         return True

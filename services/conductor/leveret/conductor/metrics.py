@@ -6,6 +6,7 @@ REQUESTS = Counter("leveret_requests_total", "Requests by verb and verdict.", ["
 REPORTS = Counter("leveret_reports_total", "VM reports by what became of them.", ["outcome"])
 SWEPT = Counter("leveret_swept_total", "VMs that the sweeper had to help along.", ["reason"])
 EVENTS_PUBLISHED = Counter("leveret_events_published_total", "Events handed to the broker.")
+EVENTS_REFUSED = Counter("leveret_events_refused_total", "Events that a client's full queue refused.")
 TRANSACTION_SECONDS = Histogram(
     "leveret_transaction_seconds",
     "One batch in Postgres.",

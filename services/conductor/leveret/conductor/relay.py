@@ -1,6 +1,7 @@
 """The event relay: numbers committed events, wakes watchers, and publishes to the projects' exchanges."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -9,7 +10,7 @@ from leveret.conductor import metrics
 from leveret.conductor.database import Pool, Row, transaction
 from leveret.conductor.store import events
 from leveret.shared import topology
-from leveret.shared.bus import Envelope, Publisher
+from leveret.shared.bus import Publisher, Refused
 from leveret.shared.errors import LeveretError
 from leveret.shared.messages import CloudEvent
 
@@ -48,30 +49,50 @@ class Relay:
             rows = await events.unpublished(connection, BATCH)
         if not rows:
             return 0
-        try:
-            for project in {row["project_id"] for row in rows}:
-                await self._publisher.declare_exchange(topology.events_exchange(project))
-            await asyncio.gather(*(self._publish(row) for row in rows))
-        except LeveretError as error:
-            log.warning("relay.paused", why=error.problem.message)
-            return 0
-        newest = {row["project_id"]: row["seq"] for row in rows}  # in order of seq: the last one stays
+        by_project: dict[str, list[Row]] = {}
+        for row in rows:
+            by_project.setdefault(row["project_id"], []).append(row)
+        ends = await asyncio.gather(*(self._publish_project(project, own) for project, own in by_project.items()))
+        newest = {project: seq for project, seq in zip(by_project, ends, strict=True) if seq is not None}
         async with transaction(self._pool) as connection:
             await events.mark_published(connection, newest)
-        metrics.EVENTS_PUBLISHED.inc(len(rows))
-        return len(rows)
+        done: int = sum(row["seq"] <= newest.get(row["project_id"], 0) for row in rows)
+        metrics.EVENTS_PUBLISHED.inc(done)
+        return done
 
-    async def _publish(self, row: Row) -> None:
-        exchange = topology.events_exchange(row["project_id"])
-        # Nobody has to listen: an event without a queue is not an error.
-        await self._publisher.publish(
-            exchange.name, events.key_of(row), cloud_event(row), envelope=Envelope(), mandatory=False
+    async def _publish_project(self, project: str, rows: Sequence[Row]) -> int | None:
+        """The number up to which the broker has this project's events, if it has any of these.
+
+        A queue that is full refuses them by its owner's choice, which must not hold up anybody: it reads the log again.
+        """
+        exchange = topology.events_exchange(project)
+        try:
+            await self._publisher.declare_exchange(exchange)
+        except LeveretError as error:
+            log.warning("relay.paused", project=project, why=error.problem.message)
+            return None
+        publishing = (
+            self._publisher.publish(exchange.name, events.key_of(row), cloud_event(row), mandatory=False)
+            for row in rows
         )
+        reached: int | None = None
+        for row, result in zip(rows, await asyncio.gather(*publishing, return_exceptions=True), strict=True):
+            if isinstance(result, Refused):
+                metrics.EVENTS_REFUSED.inc()
+            elif isinstance(result, LeveretError):
+                log.warning("relay.paused", project=project, why=result.problem.message)
+                break
+            elif result is not None:
+                raise result
+            reached = row["seq"]
+        return reached
 
 
 def cloud_event(row: dict[str, Any]) -> CloudEvent:
     """An event as the world sees it. Its id is the same however often it is sent."""
     return CloudEvent(
+        specversion="1.0",
+        datacontenttype="application/json",
         id=f"{row['project_id']}-{row['seq']}",
         source=f"/v1/projects/{row['project_id']}",
         type=f"leveret.vm.{row['type']}.v1",

@@ -1,13 +1,13 @@
 """Reports: what hosts see, applied to the rows of the VMs that are placed there."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from uuid import UUID
 
 import structlog
 
 from leveret.conductor import dispatch, metrics
-from leveret.conductor.database import Connection, Pool, transaction
-from leveret.conductor.decisions import HOPELESS, Limits, on_report
+from leveret.conductor.database import Pool, transaction
+from leveret.conductor.decisions import HOST_FAULTS, Limits, on_report
 from leveret.conductor.dispatch import Command
 from leveret.conductor.rows import Change, Vm
 from leveret.conductor.store import hosts, vms
@@ -49,12 +49,11 @@ class ReportHandler:
         return outcomes
 
     async def _apply(self, reports: Sequence[HostReport]) -> None:
-        newest = _newest(reports)
+        newest, lists = _newest(reports), _newest_lists(reports)
         async with transaction(self._pool) as connection:
             now = await vms.database_now(connection)
-            rows = await vms.lock(
-                connection, {vm_id for _, vm_id, _ in newest} | await self._listed(connection, reports)
-            )
+            listed = await vms.placed_on(connection, list(lists))
+            rows = await vms.lock(connection, {vm_id for _, vm_id, _ in newest} | listed)
             changes: list[Change] = []
             commands: list[Command] = []
             for (host_id, vm_id, _), (report, epoch) in newest.items():
@@ -67,13 +66,17 @@ class ReportHandler:
                 if change:
                     changes.append(change)
                     rows[vm_id] = change.after
-            missing, retold = self._compare(reports, rows, {change.after.id for change in changes})
+            missing, retold = _compare(lists.values(), rows, {change.after.id for change in changes})
             for vm, report, epoch in missing:
                 change = on_report(vm, report, epoch, now, self._limits)
                 if change:
                     changes.append(change)
+            failed, built = _builds(changes)
+            # In one order, before anything else takes some of them.
+            await hosts.lock(connection, {*failed, *(c.before.host_id for c in changes if c.before and c.gives_up)})
+            await hosts.learn_epochs(connection, {host_id: report.epoch for host_id, report in lists.items()})
             await vms.record(connection, changes)
-            cordoned = await hosts.count_builds(connection, *_builds(changes), cordon_after=self._cordon_after)
+            cordoned = await hosts.count_builds(connection, failed, built, cordon_after=self._cordon_after)
             told = {c.after.id for c in changes if c.after.sent_at is None and c.after.is_lagging} | retold
             if told:
                 commands += await dispatch.commands_for(connection, told)
@@ -85,32 +88,33 @@ class ReportHandler:
             self._placer.wake()
         self._relay.wake()
 
-    async def _listed(self, connection: Connection, reports: Sequence[HostReport]) -> set[UUID]:
-        """The VMs placed on the hosts that sent complete lists."""
-        complete = sorted({report.host_id for report in reports if report.complete})
-        if not complete:
-            return set()
-        rows = await connection.fetch("SELECT id FROM vms WHERE host_id = ANY($1)", complete)
-        return {row["id"] for row in rows}
 
-    def _compare(
-        self, reports: Sequence[HostReport], rows: dict[UUID, Vm], changed: set[UUID]
-    ) -> tuple[list[tuple[Vm, VmReport, int]], set[UUID]]:
-        """What complete lists do not say: VMs that had run and are missing, and VMs whose command must be repeated."""
-        missing: list[tuple[Vm, VmReport, int]] = []
-        retold: set[UUID] = set()
-        for report in reports:
-            if not report.complete:
+def _compare(
+    lists: Iterable[HostReport], rows: Mapping[UUID, Vm], changed: Collection[UUID]
+) -> tuple[list[tuple[Vm, VmReport, int]], set[UUID]]:
+    """What complete lists do not say: VMs that had run and are missing, and VMs whose command must be repeated."""
+    missing: list[tuple[Vm, VmReport, int]] = []
+    retold: set[UUID] = set()
+    for report in lists:
+        listed = {seen.vm_id for seen in report.vms}
+        for vm in rows.values():
+            if vm.host_id != report.host_id:
                 continue
-            listed = {seen.vm_id for seen in report.vms}
-            for vm in rows.values():
-                if vm.host_id != report.host_id:
-                    continue
-                if vm.is_lagging:
-                    retold.add(vm.id)
-                elif vm.id not in listed and vm.id not in changed and vm.state in {State.RUNNING, State.STOPPED}:
-                    missing.append((vm, _absent(vm, report), report.epoch))
-        return missing, retold
+            if vm.is_lagging:
+                retold.add(vm.id)
+            elif vm.id not in listed and vm.id not in changed and vm.state in {State.RUNNING, State.STOPPED}:
+                missing.append((vm, _absent(vm, report), report.epoch))
+    return missing, retold
+
+
+def _newest_lists(reports: Sequence[HostReport]) -> dict[UUID, HostReport]:
+    """The last complete list of each host."""
+    newest: dict[UUID, HostReport] = {}
+    for report in reports:
+        old = newest.get(report.host_id)
+        if report.complete and (old is None or (old.epoch, old.seq) < (report.epoch, report.seq)):
+            newest[report.host_id] = report
+    return newest
 
 
 def _newest(reports: Sequence[HostReport]) -> dict[tuple[UUID, UUID, int], tuple[VmReport, int]]:
@@ -151,7 +155,7 @@ def _answer_stale(vm: Vm | None, host_id: UUID, report: VmReport, epoch: int) ->
         return []
     if vm.state is State.DELETED or (vm.token is not None and vm.token > report.token):
         log.warning("vm.remnant", vm_id=str(vm.id), host_id=str(host_id), token=report.token)
-        return [Command(host_id, dispatch.absent(vm.id, epoch, report.token, vm))]
+        return [Command(host_id, dispatch.absent(vm, epoch, report.token))]
     return []
 
 
@@ -164,7 +168,7 @@ def _builds(changes: Sequence[Change]) -> tuple[list[UUID], list[UUID]]:
         if before is None or before.host_id is None or before.state is not State.BUILDING:
             continue
         if len(after.failed_hosts) > len(before.failed_hosts):
-            if after.failed_hosts[-1]["problem"]["code"] not in HOPELESS:
+            if after.failed_hosts[-1]["problem"]["code"] in HOST_FAULTS:
                 failed.append(before.host_id)
         elif after.state in {State.RUNNING, State.STOPPED}:
             built.append(before.host_id)

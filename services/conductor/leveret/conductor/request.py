@@ -1,6 +1,7 @@
 """One request, as it was read from a message, and what has become of it so far."""
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Collection
@@ -63,8 +64,14 @@ def read(delivery: Delivery, gateways: Collection[str]) -> Request:
         request_id=request_id,
         requested_at=_seconds(delivery.header("requested_at")),
         body=body,
-        spec_hash=hashlib.sha256(body.model_dump_json().encode()).digest(),
+        spec_hash=_hash(body),
     )
+
+
+def _hash(body: BaseModel) -> bytes:
+    """The same for the same wish, however it is written, and in every version that knows its fields."""
+    document = body.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()
 
 
 def _project_of(delivery: Delivery, gateways: Collection[str]) -> str:

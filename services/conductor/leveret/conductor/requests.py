@@ -15,7 +15,7 @@ import structlog
 from leveret.conductor import dispatch, metrics
 from leveret.conductor.creating import create
 from leveret.conductor.database import Connection, Pool, transaction
-from leveret.conductor.decisions import Limits, Verb, on_request
+from leveret.conductor.decisions import Limits, Verb, on_request, remember
 from leveret.conductor.request import Request, read
 from leveret.conductor.rows import Change, Vm
 from leveret.conductor.store import refusals, vms
@@ -60,9 +60,10 @@ class RequestHandler:
                 outcomes.append(DONE)
             except LeveretError as error:
                 outcomes.append(Reject(error.problem))
-                metrics.REQUESTS.labels(verb=_verb(delivery), verdict=error.problem.code).inc()
-                await self._refuse_unread(delivery, error.problem)
         await self._carry_out(requests)
+        for delivery, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Reject):
+                await self._refuse_unread(delivery, outcome.problem)
         unanswered = {id(request.delivery) for request in requests if request.verdict is None}
         return [
             Retry(0.05) if id(delivery) in unanswered else outcome
@@ -70,6 +71,7 @@ class RequestHandler:
         ]
 
     async def _refuse_unread(self, delivery: Delivery, problem: Problem) -> None:
+        metrics.REQUESTS.labels(verb=_verb(delivery), verdict=problem.code).inc()
         verdict = Verdict(request_id=delivery.header("request_id") or "", vm_id=None, accepted=False, problem=problem)
         await dispatch.answer(self._publisher, delivery, verdict)
 
@@ -101,6 +103,7 @@ class RequestHandler:
                 written += await create(connection, creates, known, now, self._limits, self._rng)
             lagging = [change.after.id for change in written if change.after.is_lagging]
             commands = await dispatch.commands_for(connection, lagging) if lagging else []
+            await vms.mark_sent(connection, [c.after.id for c in written if c.after.sent_at is None])
         # From here on it is committed: what follows may be lost without harm.
         self._relay.wake()
         await dispatch.send(self._publisher, commands)
@@ -118,7 +121,7 @@ class RequestHandler:
             change = on_request(vm, cast(Verb, request.body), request.request_id, now, self._limits)
         except LeveretError as error:
             request.refuse(error.problem)
-            return []
+            return [remember(vm, request.request_id)]
         request.accept(change.after if change else vm)
         return [change] if change else []
 

@@ -90,6 +90,11 @@ class Change:
     after: Vm
     events: tuple[Event, ...] = ()
 
+    @property
+    def gives_up(self) -> bool:
+        """Whether a host loses the VM, and gets its capacity back."""
+        return self.before is not None and self.before.host_id not in {None, self.after.host_id}
+
 
 def told(problem: Problem) -> dict[str, Any]:
     """A problem as it stands in a row."""

@@ -1,6 +1,7 @@
 """The sweeper: nothing waits for a message that never comes (law 5)."""
 
 import random
+from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
@@ -29,6 +30,7 @@ class Sweeper:
         resend: timedelta,
         lease: timedelta,
         keep_deleted_days: int,
+        attentive_s: Callable[[], float],
         rng: random.Random | None = None,
     ) -> None:
         self._pool = pool
@@ -37,6 +39,8 @@ class Sweeper:
         self._resend = resend
         self._lease = lease
         self._keep_deleted_days = keep_deleted_days
+        #: For how long this conductor has been hearing what hosts say: who was deaf cannot tell that they were silent.
+        self.attentive_s = attentive_s
         self._rng = rng or random.Random()
 
     async def sweep_once(self) -> None:
@@ -63,10 +67,19 @@ class Sweeper:
         await dispatch.send(self._publisher, commands)
         return len(commands)
 
+    @property
+    def _hears(self) -> bool:
+        return self.attentive_s() >= self._lease.total_seconds()
+
     async def end_late(self) -> int:
-        """Deal with VMs past their deadline. Returns how many there were."""
+        """Deal with VMs past their deadline. Returns how many there were.
+
+        Not before this conductor has listened for a while: the host's good news may wait in the queue.
+        """
+        if not self._hears:
+            return 0
         async with transaction(self._pool) as connection:
-            late = await vms.lock_late(connection, BATCH)
+            late = await vms.lock_late(connection, self._limits.backstop, BATCH)
             if not late:
                 return 0
             now = await vms.database_now(connection)
@@ -96,6 +109,8 @@ class Sweeper:
 
     async def silence_hosts(self) -> list[str]:
         """Give no new work to hosts that are not heard of. Returns their names."""
+        if not self._hears:
+            return []
         async with transaction(self._pool) as connection:
             names = await hosts.silence(connection, self._lease)
         for name in names:

@@ -13,7 +13,7 @@ from leveret.shared.bus.consuming import (
     Retry,
 )
 from leveret.shared.bus.link import Furniture, Link
-from leveret.shared.bus.publishing import Envelope, Publisher, Unroutable
+from leveret.shared.bus.publishing import Envelope, Publisher, Refused, Unroutable
 
 __all__ = [
     "DONE",
@@ -28,6 +28,7 @@ __all__ = [
     "Outcome",
     "Paused",
     "Publisher",
+    "Refused",
     "Reject",
     "Retry",
     "Unroutable",

@@ -1,6 +1,8 @@
 """Consuming: micro-batches in, outcomes out, and only this file acknowledges (law 2)."""
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -111,6 +113,8 @@ class Consumer:
         self._idle.set()
         self._stopping = False
         self.is_consuming = False
+        self.handled = 0  # messages that came to an end here
+        self._attentive_since = math.inf
         link.add(self)
 
     async def attach(self, connection: AbstractConnection) -> None:
@@ -126,12 +130,18 @@ class Consumer:
         answer = await channel.basic_consume(self.queue, self._on_message)
         self._tag = answer.consumer_tag
         self.is_consuming = True
+        self._attentive_since = time.monotonic()
 
     def detach(self) -> None:
         self.is_consuming = False
         self._channel = None
         self._inbox.clear()
         self._unacked.clear()
+
+    @property
+    def attentive_s(self) -> float:
+        """For how long it has been taking what comes, without a break; 0 while it does not."""
+        return max(0.0, time.monotonic() - self._attentive_since) if self.is_consuming else 0.0
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._loop(), name=f"consumer:{self.queue}")
@@ -211,6 +221,7 @@ class Consumer:
                         done.append(held)
                     else:
                         asyncio.get_running_loop().call_later(1.0, self._put, held)
+        self.handled += len(done)
         await self._acknowledge(done)
 
     async def _judge(self, batch: list[_Held]) -> Sequence[Outcome]:
@@ -222,6 +233,7 @@ class Consumer:
             except Paused as paused:
                 log.warning("consumer.paused", queue=self.queue, reason=str(paused), pause_s=round(pause_s, 1))
                 await asyncio.sleep(pause_s)
+                self._attentive_since = time.monotonic()
                 pause_s = min(pause_s * 2, 5.0)
                 if batch[0].channel is not self._channel:
                     return [Retry()] * len(batch)  # the broker has them again; put() drops ours

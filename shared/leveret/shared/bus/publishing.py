@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiormq
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection
 from pamqp.commands import Basic
 from pydantic import BaseModel
 
@@ -26,6 +26,10 @@ PUBLISH_TIMEOUT_S = 5.0
 
 class Unroutable(LeveretError):
     """The broker has no queue for this message."""
+
+
+class Refused(LeveretError):
+    """A queue would not take this message: it is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +62,16 @@ class Publisher:
         self._slots = asyncio.Semaphore(max_in_flight)
         self._confirmed: aiormq.abc.AbstractChannel | None = None
         self._posted: aiormq.abc.AbstractChannel | None = None
+        self._channels: tuple[AbstractChannel, ...] = ()
+        self._closing: asyncio.Task[None] | None = None
 
     async def attach(self, connection: AbstractConnection) -> None:
         confirmed = await connection.channel(publisher_confirms=True, on_return_raises=True)
         posted = await connection.channel(publisher_confirms=False)
         self._channels = (confirmed, posted)  # strong references: aio-pika itself keeps weak ones
         channel = await confirmed.get_underlay_channel()
-        channel.closing.add_done_callback(lambda closing: self._channel_closed(closing, connection))
+        for either in (channel, await posted.get_underlay_channel()):
+            either.closing.add_done_callback(lambda closing: self._channel_closed(closing, connection))
         if self._on_reply is not None:
             await channel.basic_consume(DIRECT_REPLY, self._on_reply, no_ack=True)
         self._confirmed, self._posted = channel, await posted.get_underlay_channel()
@@ -78,7 +85,7 @@ class Publisher:
         if not closing.cancelled():
             closing.exception()
         if self._confirmed is not None and not connection.is_closed:
-            self._closing = asyncio.ensure_future(connection.close())
+            self._closing = asyncio.create_task(_end(connection))
 
     async def declare_exchange(self, exchange: topology.Exchange) -> None:
         """Make sure that an exchange exists; asked once a connection. Raises LeveretError `unavailable`."""
@@ -142,7 +149,9 @@ class Publisher:
                 Problem.of(Code.UNAVAILABLE, f"No queue takes messages of {exchange} with key {key!r}.")
             ) from error
         except aiormq.exceptions.DeliveryError as error:
-            raise fail(Code.UNAVAILABLE, "The message broker refused the message: a queue is full.") from error
+            raise Refused(
+                Problem.of(Code.UNAVAILABLE, "The message broker refused the message: a queue is full.")
+            ) from error
         except BROKER_ERRORS as error:
             raise fail(
                 Code.UNAVAILABLE,
@@ -156,14 +165,10 @@ class Publisher:
         channel = self._posted
         if channel is None:
             return
+        body, properties = encode(message), self._properties(TYPE_OF[type(message)], envelope, persistent=False)
         with suppress(*BROKER_ERRORS):
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                await channel.basic_publish(
-                    encode(message),
-                    exchange=exchange,
-                    routing_key=key,
-                    properties=self._properties(TYPE_OF[type(message)], envelope, persistent=False),
-                )
+                await channel.basic_publish(body, exchange=exchange, routing_key=key, properties=properties)
 
     def _properties(self, message_type: str | None, envelope: Envelope, *, persistent: bool) -> Basic.Properties:
         return Basic.Properties(
@@ -177,3 +182,8 @@ class Publisher:
             correlation_id=envelope.correlation_id,
             headers=dict(envelope.headers or {}),
         )
+
+
+async def _end(connection: AbstractConnection) -> None:
+    with suppress(*BROKER_ERRORS):
+        await connection.close()

@@ -57,8 +57,7 @@ async def number(connection: Connection, limit: int) -> int:
     Only what is committed is seen here, so a number that a watcher has read is never followed by a smaller one; the
     events of one VM keep their order, because the VM's row was locked while they were written.
     """
-    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", RELAY_LOCK):
-        return 0
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", RELAY_LOCK)
     rows = await connection.fetch(_NUMBER, limit)
     for project in {row["project_id"] for row in rows}:
         await connection.execute("SELECT pg_notify('leveret_events', $1)", project)

@@ -1,7 +1,7 @@
 """The hosts table: registration, leases, and the counters that VMs' rows add up to."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -68,8 +68,10 @@ async def snapshot(connection: Connection) -> list[HostSnapshot]:
     return [HostSnapshot(**row) for row in rows]
 
 
-async def lock(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, HostSnapshot]:
+async def lock(connection: Connection, ids: Collection[UUID | None]) -> dict[UUID, HostSnapshot]:
     """These hosts as they are now, locked until the transaction ends."""
+    if not ids:
+        return {}
     rows = await connection.fetch(f"{_SNAPSHOT} WHERE id = ANY($1) ORDER BY id FOR UPDATE", list(ids))
     return {row["id"]: HostSnapshot(**row) for row in rows}
 
@@ -117,6 +119,12 @@ def _registered(beat: Heartbeat) -> tuple[Any, ...]:
     )
 
 
+async def learn_epochs(connection: Connection, epochs: Mapping[UUID, int]) -> None:
+    """A host's list may come before the first heartbeat of its worker: commands must name the new incarnation."""
+    for host_id in sorted(epochs):
+        await connection.execute("UPDATE hosts SET epoch = $2 WHERE id = $1 AND epoch < $2", host_id, epochs[host_id])
+
+
 async def digests(connection: Connection, ids: Sequence[UUID]) -> dict[UUID, str]:
     """What each host's digest should be."""
     return {row["id"]: row["digest"] for row in await connection.fetch(_DIGESTS, list(ids))}
@@ -127,7 +135,9 @@ async def silence(connection: Connection, lease: timedelta) -> list[str]:
     rows = await connection.fetch(
         """UPDATE hosts SET state = 'silent',
                             state_reason = 'no heartbeat since ' || to_char(heartbeat_at, 'YYYY-MM-DD HH24:MI:SS TZ')
-        WHERE state = 'up' AND heartbeat_at < now() - $1::interval RETURNING name""",
+        WHERE id IN (
+            SELECT id FROM hosts WHERE state = 'up' AND heartbeat_at < now() - $1::interval FOR UPDATE SKIP LOCKED
+        ) RETURNING name""",
         lease,
     )
     return [row["name"] for row in rows]

@@ -6,12 +6,14 @@ from typing import Any
 from uuid import UUID
 
 from leveret.conductor.database import Connection
+from leveret.shared.errors import Problem
 
 _LOOK = """
 SELECT 'buried' AS what, vm_id::text AS one, project_id AS two, NULL::jsonb AS document FROM tombstones
 WHERE (vm_id, project_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))
 UNION ALL
-SELECT 'rejected', vm_id::text, project_id, NULL FROM rejections WHERE vm_id = ANY($1)
+SELECT 'rejected', vm_id::text, project_id, jsonb_build_object('request_id', request_id, 'problem', problem)
+FROM rejections WHERE vm_id = ANY($1)
 UNION ALL
 SELECT 'taken', project_id, name, NULL FROM vms
 WHERE state <> 'deleted' AND (project_id, name) IN (SELECT * FROM unnest($2::text[], $3::text[]))
@@ -25,10 +27,10 @@ WHERE name = ANY($5)
 
 @dataclass(slots=True)
 class Surroundings:
-    """`buried` and `rejected` are ids with their projects, `taken` are names with theirs."""
+    """`buried` are ids with their projects, `taken` names with theirs; `rejected` says which request was, and why."""
 
     buried: set[tuple[UUID, str]] = field(default_factory=set)
-    rejected: set[UUID] = field(default_factory=set)
+    rejected: dict[UUID, tuple[str, Problem]] = field(default_factory=dict)
     taken: set[tuple[str, str]] = field(default_factory=set)
     networks: set[str] = field(default_factory=set)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -48,7 +50,8 @@ async def look(
             case "buried":
                 found.buried.add((UUID(row["one"]), row["two"]))
             case "rejected":
-                found.rejected.add(UUID(row["one"]))
+                problem = Problem.model_validate(row["document"]["problem"])
+                found.rejected[UUID(row["one"])] = (row["document"]["request_id"], problem)
             case "taken":
                 found.taken.add((row["one"], row["two"]))
             case "network":

@@ -1,7 +1,7 @@
 """The vms table, and the one function that writes what was decided.
 
-Lock order, everywhere: rows of vms by id, then rows of hosts by id. Two conductors therefore wait for each other, but
-never in a circle.
+Lock order: rows of vms by id, then rows of hosts by id. Two conductors therefore wait for each other, and hardly ever
+in a circle; should they, Postgres ends one transaction, and its batch is tried again.
 """
 
 import json
@@ -101,24 +101,30 @@ async def lock(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Vm]:
 async def lock_pending(connection: Connection, limit: int) -> list[Vm]:
     """VMs that wait for a host, oldest first, unless another conductor is at them."""
     rows = await connection.fetch(
-        f"{_SELECT} WHERE state = 'pending' ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED", limit
+        f"""{_SELECT} WHERE state = 'pending' AND deadline > now()
+        ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED""",
+        limit,
     )
     return [Vm.of(row) for row in rows]
 
 
-async def lock_late(connection: Connection, limit: int) -> list[Vm]:
-    """VMs whose deadline has passed, unless another conductor is at them."""
+async def lock_late(connection: Connection, backstop: timedelta, limit: int) -> list[Vm]:
+    """VMs whose deadline has passed, builds by `backstop`, unless another conductor is at them."""
     rows = await connection.fetch(
-        f"{_SELECT} WHERE deadline <= now() ORDER BY deadline LIMIT $1 FOR UPDATE SKIP LOCKED", limit
+        f"""{_SELECT} WHERE deadline <= now() AND (state <> 'building' OR deadline <= now() - $1::interval)
+        ORDER BY deadline LIMIT $2 FOR UPDATE SKIP LOCKED""",
+        backstop,
+        limit,
     )
     return [Vm.of(row) for row in rows]
 
 
 async def lock_unsent(connection: Connection, resend: timedelta, limit: int) -> list[Vm]:
-    """VMs that lag, and to whose hosts nothing was said for a while."""
+    """VMs that lag, and to whose hosts nothing was said for a while. A silent host will ask when it is back."""
     rows = await connection.fetch(
         f"""{_SELECT}
-        WHERE deadline IS NOT NULL AND host_id IS NOT NULL AND (sent_at IS NULL OR sent_at < now() - $1::interval)
+        WHERE deadline IS NOT NULL AND (sent_at IS NULL OR sent_at < now() - $1::interval)
+          AND host_id IN (SELECT id FROM hosts WHERE state <> 'silent')
         ORDER BY sent_at NULLS FIRST LIMIT $2 FOR UPDATE SKIP LOCKED""",
         resend,
         limit,
@@ -126,14 +132,17 @@ async def lock_unsent(connection: Connection, resend: timedelta, limit: int) -> 
     return [vm for vm in map(Vm.of, rows) if vm.is_lagging]
 
 
-async def lock_of_host(connection: Connection, host_id: UUID) -> dict[UUID, Vm]:
-    """Everything placed on a host."""
-    rows = await connection.fetch(f"{_SELECT} WHERE host_id = $1 ORDER BY id FOR UPDATE", host_id)
-    return {row["id"]: Vm.of(row) for row in rows}
+async def placed_on(connection: Connection, host_ids: Sequence[UUID]) -> set[UUID]:
+    """The ids of everything placed on these hosts."""
+    if not host_ids:
+        return set()
+    rows = await connection.fetch("SELECT id FROM vms WHERE host_id = ANY($1)", list(host_ids))
+    return {row["id"] for row in rows}
 
 
 async def mark_sent(connection: Connection, ids: Sequence[UUID]) -> None:
-    await connection.execute("UPDATE vms SET sent_at = now() WHERE id = ANY($1)", list(ids))
+    if ids:
+        await connection.execute("UPDATE vms SET sent_at = now() WHERE id = ANY($1)", list(ids))
 
 
 async def new_tokens(connection: Connection, count: int) -> list[int]:
