@@ -50,7 +50,7 @@ VM = VmView.model_validate(
         "network": "default",
         "address": "10.80.0.2",
         "mac": None,
-        "ssh": None,
+        "ssh": {"host": "10.80.0.2", "port": 22},
         "host": "host-1",
         "zone": "default",
         "labels": {},
@@ -93,9 +93,9 @@ def test_a_key_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert argv(key=key)[-3:-1] == ["-i", str(key)]
 
 
-def test_a_vm_without_an_address_cannot_be_reached() -> None:
-    with pytest.raises(ConfigError, match="no address"):
-        argv(VM.model_copy(update={"address": None}))
+def test_a_vm_that_no_host_offers_a_way_into_is_not_looked_for_in_the_world_outside() -> None:
+    with pytest.raises(ConfigError, match="simulated"):
+        argv(VM.model_copy(update={"ssh": None}))
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,8 @@ NIC = Nic(
     address="10.80.0.7",
     prefix=20,
     gateway="10.80.0.1",
-    dns=("9.9.9.9", "1.1.1.1"),
 )
+DNS = ("9.9.9.9", "1.1.1.1")
 KEYS = ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA one@example", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB")
 
 
@@ -80,7 +80,7 @@ def test_user_data_is_read_back_byte_for_byte(tmp_path: Path, user_data: bytes) 
     path = tmp_path / "config.iso"
     path.unlink(missing_ok=True)
 
-    config_drive.write(path, wish(user_data))
+    config_drive.write(path, wish(user_data), DNS)
 
     assert read(path)["user_data"] == user_data
 
@@ -89,19 +89,19 @@ def test_user_data_is_read_back_byte_for_byte(tmp_path: Path, user_data: bytes) 
 def test_user_data_of_every_size_up_to_the_limit_fits(tmp_path: Path, size_bytes: int) -> None:
     user_data = os.urandom(size_bytes)
 
-    config_drive.write(tmp_path / "config.iso", wish(user_data))
+    config_drive.write(tmp_path / "config.iso", wish(user_data), DNS)
 
     assert read(tmp_path / "config.iso")["user_data"] == user_data
 
 
 def test_a_vm_without_user_data_has_no_such_file(tmp_path: Path) -> None:
-    config_drive.write(tmp_path / "config.iso", wish(None))
+    config_drive.write(tmp_path / "config.iso", wish(None), DNS)
 
     assert set(read(tmp_path / "config.iso")) == {"meta_data.json", "network_data.json"}
 
 
 def test_the_guest_learns_its_name_its_id_and_its_keys(tmp_path: Path) -> None:
-    config_drive.write(tmp_path / "config.iso", wish())
+    config_drive.write(tmp_path / "config.iso", wish(), DNS)
 
     meta = json.loads(read(tmp_path / "config.iso")["meta_data.json"])
     assert meta["uuid"] == str(VM_ID)
@@ -111,7 +111,7 @@ def test_the_guest_learns_its_name_its_id_and_its_keys(tmp_path: Path) -> None:
 
 
 def test_the_guest_learns_its_network(tmp_path: Path) -> None:
-    config_drive.write(tmp_path / "config.iso", wish())
+    config_drive.write(tmp_path / "config.iso", wish(), DNS)
 
     found = json.loads(read(tmp_path / "config.iso")["network_data.json"])
     (link,), (network,) = found["links"], found["networks"]
@@ -122,20 +122,14 @@ def test_the_guest_learns_its_network(tmp_path: Path) -> None:
     assert [service["address"] for service in found["services"]] == ["9.9.9.9", "1.1.1.1"]
 
 
-def test_without_name_servers_the_gateway_is_asked() -> None:
-    found = config_drive.network_data(NIC.model_copy(update={"dns": ()}))
-
-    assert [service["address"] for service in found["services"]] == ["10.80.0.1"]
-
-
 def test_a_vm_without_an_interface_has_empty_network_data() -> None:
-    assert config_drive.network_data(None) == {"links": [], "networks": [], "services": []}
+    assert config_drive.network_data(None, ()) == {"links": [], "networks": [], "services": []}
 
 
 def test_the_drive_is_private_whatever_the_umask(tmp_path: Path) -> None:
     former = os.umask(0)
     try:
-        config_drive.write(tmp_path / "config.iso", wish())
+        config_drive.write(tmp_path / "config.iso", wish(), DNS)
     finally:
         os.umask(former)
 
@@ -153,7 +147,7 @@ def test_the_drive_is_never_open_to_others_while_it_is_made(tmp_path: Path, monk
     monkeypatch.setattr(Path, "write_bytes", spied)
     former = os.umask(0)
     try:
-        config_drive.write(tmp_path / "config.iso", wish())
+        config_drive.write(tmp_path / "config.iso", wish(), DNS)
     finally:
         os.umask(former)
 
@@ -161,7 +155,7 @@ def test_the_drive_is_never_open_to_others_while_it_is_made(tmp_path: Path, monk
 
 
 def test_the_drive_is_large_enough_for_busybox_and_has_the_known_label(tmp_path: Path) -> None:
-    config_drive.write(tmp_path / "config.iso", wish(None))
+    config_drive.write(tmp_path / "config.iso", wish(None), DNS)
 
     drive = (tmp_path / "config.iso").read_bytes()
     assert len(drive) >= 256 * 1024
@@ -170,18 +164,18 @@ def test_the_drive_is_large_enough_for_busybox_and_has_the_known_label(tmp_path:
 
 def test_a_drive_of_the_same_placement_keeps_user_data_that_is_wiped_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "config.iso"
-    config_drive.write(path, wish(b"#!/bin/sh\n", token=4))
+    config_drive.write(path, wish(b"#!/bin/sh\n", token=4), DNS)
 
-    config_drive.write(path, wish(None, token=4))
+    config_drive.write(path, wish(None, token=4), DNS)
 
     assert read(path)["user_data"] == b"#!/bin/sh\n"
 
 
 def test_a_drive_of_another_placement_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "config.iso"
-    config_drive.write(path, wish(b"old", token=4))
+    config_drive.write(path, wish(b"old", token=4), DNS)
 
-    config_drive.write(path, wish(b"new", token=5))
+    config_drive.write(path, wish(b"new", token=5), DNS)
 
     assert read(path)["user_data"] == b"new"
     assert config_drive.token_of(path) == 5
@@ -192,7 +186,7 @@ def test_what_is_no_drive_of_ours_is_replaced(tmp_path: Path, content: bytes) ->
     path = tmp_path / "config.iso"
     path.write_bytes(content)
 
-    config_drive.write(path, wish(b"new"))
+    config_drive.write(path, wish(b"new"), DNS)
 
     assert read(path)["user_data"] == b"new"
 
@@ -200,7 +194,7 @@ def test_what_is_no_drive_of_ours_is_replaced(tmp_path: Path, content: bytes) ->
 def test_a_writer_that_was_killed_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "config.iso.tmp").write_bytes(b"half")
 
-    config_drive.write(tmp_path / "config.iso", wish(b"new"))
+    config_drive.write(tmp_path / "config.iso", wish(b"new"), DNS)
 
     assert [path.name for path in tmp_path.iterdir()] == ["config.iso"]
 
@@ -211,13 +205,13 @@ def test_a_failing_write_leaves_neither_a_drive_nor_secrets(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        config_drive.write(tmp_path / "config.iso", wish())
+        config_drive.write(tmp_path / "config.iso", wish(), DNS)
 
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("token", [0, 1, 2**63 - 1])
 def test_the_token_can_be_read_without_understanding_the_file_system(tmp_path: Path, token: int) -> None:
-    config_drive.write(tmp_path / "config.iso", wish(token=token))
+    config_drive.write(tmp_path / "config.iso", wish(token=token), DNS)
 
     assert config_drive.token_of(tmp_path / "config.iso") == token

@@ -97,6 +97,14 @@ def test_no_capacity_counts_constraints_and_says_what_would_fit() -> None:
     assert "memory_mib 2" in problem.message
 
 
+def test_a_zone_that_is_not_there_is_answered_with_those_that_are() -> None:
+    choice = choose(
+        wish(placement=Placement(zones=("mars",))), [host(zone="east"), host(zone="west")], random.Random(1)
+    )
+    assert isinstance(choice, Refused)
+    assert choice.problem().hint == "Zones there are: east, west."
+
+
 def test_without_hosts_it_says_so() -> None:
     choice = choose(wish(), [], random.Random(1))
     assert isinstance(choice, Refused)

@@ -34,7 +34,7 @@ def state_text(vm: "VmView") -> str:
     """The state, what is being done, and the other wish when it is not yet so."""
     if vm.step and vm.state in {"pending", "building", "running", "stopped", "deleting", "error"}:
         return f"{vm.state} ({vm.step.replace('_', ' ')})"
-    if vm.problem and vm.state == "error":
+    if vm.problem and (vm.state == "error" or (vm.state == "stopped" and vm.desired == "running")):
         return f"{vm.state} ({vm.problem.code})"
     return vm.state.value
 

@@ -32,6 +32,7 @@ def console_log(
     vm: VmName,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as it grows, until Ctrl-C.")] = False,
     max_bytes: Annotated[int, typer.Option("--bytes", min=1, max=1024 * 1024, help="How much of its end.")] = 65536,
+    raw: Annotated[bool, typer.Option("--raw", help="With the guest's escape sequences: not for a terminal.")] = False,
 ) -> None:
     """Print the end of a guest's serial console."""
     import asyncio
@@ -40,7 +41,7 @@ def console_log(
         async with connect(ctx) as leveret:
             vm_id = (await leveret.find(vm)).id
             seen = await leveret.console_log(vm_id, max_bytes=max_bytes)
-            show = plain if sys.stdout.isatty() else str
+            show = str if raw else plain  # a pipe may well end on a terminal, too
             sys.stdout.write(show(seen if not seen or seen.endswith("\n") or follow else seen + "\n"))
             while follow:
                 sys.stdout.flush()
@@ -113,20 +114,20 @@ def ssh_argv(vm: "VmView", *, login: str, key: Path | None, hosts_file: Path, co
     Every VM has a file of known hosts of its own under its id: an address that another VM had before is no alarm, and
     a guest whose key changes is one.
     """
-    if vm.ssh is None and vm.address is None:
-        raise ConfigError(f"{vm.name} has no address.")
-    host, port = (vm.ssh.host, vm.ssh.port) if vm.ssh else (str(vm.address), 22)
+    if vm.ssh is None:
+        raise ConfigError(f"nobody can log in to {vm.name}: it is {vm.state}, or its host is a simulated one.")
     options = {
         "UserKnownHostsFile": f'"{hosts_file}"',
         "GlobalKnownHostsFile": "/dev/null",
         "HostKeyAlias": str(vm.id),
         "StrictHostKeyChecking": "accept-new",
         "LogLevel": "ERROR",
+        "ConnectTimeout": "15",
     }
-    argv = ["ssh", *(f"-o{name}={value}" for name, value in options.items()), "-p", str(port), "-l", login]
+    argv = ["ssh", *(f"-o{name}={value}" for name, value in options.items()), "-p", str(vm.ssh.port), "-l", login]
     if key and os.access(key, os.R_OK):
         argv += ["-i", str(key)]
-    return [*argv, host, *(["--", *command] if command else [])]
+    return [*argv, vm.ssh.host, *(["--", *command] if command else [])]
 
 
 def known_hosts(vm_id: "UUID") -> Path:

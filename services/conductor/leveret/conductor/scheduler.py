@@ -52,16 +52,16 @@ class Refused:
 
     hosts: int
     constraints: Mapping[str, int]
+    zones: Sequence[str]
     largest: Mapping[str, int] | None
 
     def problem(self) -> Problem:
         """The answer to "why not?"."""
         counts = ", ".join(f"{name} {count}" for name, count in self.constraints.items())
-        message = (
-            f"None of {self.hosts} hosts can take this VM; refused by: {counts}." if self.hosts else "There is no host."
-        )
-        hint = None
-        if self.largest is not None:
+        nobody = "The only host cannot" if self.hosts == 1 else f"None of the {self.hosts} hosts can"
+        message = f"{nobody} take this VM; refused by: {counts}." if self.hosts else "There is no host."
+        hint = f"Zones there are: {', '.join(self.zones)}." if "zone" in self.constraints else None
+        if self.largest is not None and hint is None:
             hint = "The most that one host has free: {vcpus} vcpus, {memory_mib} MiB, {disk_gib} GiB.".format(
                 **self.largest
             )
@@ -163,4 +163,5 @@ def _refused(wish: Wish, hosts: Sequence[HostSnapshot]) -> Refused:
             "memory_mib": roomiest.memory_mib_free,
             "disk_gib": roomiest.disk_gib_free,
         }
-    return Refused(len(hosts), {name: count for name, count in counts.items() if count}, largest)
+    zones = sorted({host.zone for host in hosts})
+    return Refused(len(hosts), {name: count for name, count in counts.items() if count}, zones, largest)

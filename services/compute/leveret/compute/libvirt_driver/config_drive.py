@@ -8,7 +8,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _APPLICATION_ID = slice(574, 702)
 _FORMER = "LEVERET TOKEN"
 
 
-def write(path: Path, vm: DesiredVm) -> None:
+def write(path: Path, vm: DesiredVm, name_servers: Sequence[str]) -> None:
     """Make the drive, readable by its owner only, unless the same placement's is there already. Blocking.
 
     That one is kept: once the guest is ready its user-data is wiped everywhere else, and a drive made anew would
@@ -43,12 +43,15 @@ def write(path: Path, vm: DesiredVm) -> None:
     make_directory(path.parent)
     with replacing(path) as temporary:
         temporary.touch(mode=FILE_MODE)
-        temporary.write_bytes(image(files(vm), token=vm.token))
+        temporary.write_bytes(image(files(vm, name_servers), token=vm.token))
 
 
-def files(vm: DesiredVm) -> dict[str, bytes]:
+def files(vm: DesiredVm, name_servers: Sequence[str]) -> dict[str, bytes]:
     """The drive's files, by name."""
-    documents: dict[str, Any] = {"meta_data.json": meta_data(vm), "network_data.json": network_data(vm.nic)}
+    documents: dict[str, Any] = {
+        "meta_data.json": meta_data(vm),
+        "network_data.json": network_data(vm.nic, name_servers),
+    }
     made = {name: json.dumps(document, indent=1).encode() for name, document in documents.items()}
     if vm.user_data_base64 is not None:
         made["user_data"] = base64.b64decode(vm.user_data_base64, validate=True)
@@ -69,12 +72,12 @@ def meta_data(vm: DesiredVm) -> dict[str, Any]:
     }
 
 
-def network_data(nic: Nic | None) -> dict[str, Any]:
+def network_data(nic: Nic | None, name_servers: Sequence[str]) -> dict[str, Any]:
     """The guest's network, in OpenStack's format."""
     if nic is None:
         return {"links": [], "networks": [], "services": []}
     interface = ip_interface(f"{nic.address}/{nic.prefix}")
-    services = [{"type": "dns", "address": server} for server in (nic.dns or (nic.gateway,))]
+    services = [{"type": "dns", "address": server} for server in name_servers]
     anywhere = "0.0.0.0" if interface.version == 4 else "::"  # noqa: S104  (a route, not a socket)
     nothing = "0.0.0.0" if interface.version == 4 else "::"  # noqa: S104
     return {

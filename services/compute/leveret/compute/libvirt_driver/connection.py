@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from leveret.compute.libvirt_driver.door import Door, NoDomainError, told
-from leveret.compute.libvirt_driver.lane import Lane, in_thread
+from leveret.compute.libvirt_driver.lane import Lane, NoAnswer, in_thread
 from leveret.compute.libvirt_driver.settings import LibvirtSettings
 from leveret.shared.errors import Code, LeveretError, fail
 
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+#: A connection that stood for so long was a good one.
+LASTED_S = 10.0
 #: Calls that may hang before new ones are refused.
 MAX_HUNG = 16
 CLOSING = "libvirt-close"
@@ -97,9 +99,8 @@ class Connection:
         limit_s = timeout_s or self._settings.call_timeout_s
         try:
             return await self._lane.run(self._with_door, listener, verb, code, doing, timeout_s=limit_s, doing=doing)
-        except LeveretError as error:
-            if error.problem.code is Code.HYPERVISOR_TIMEOUT:
-                self._lose(listener, f"no answer while {doing}")
+        except NoAnswer:
+            self._lose(listener, f"no answer while {doing}")
             raise
 
     def _with_door(self, listener: Door, verb: Callable[[Door], T], code: Code, doing: str) -> T:
@@ -160,20 +161,22 @@ class Connection:
         return [in_thread(CLOSING, door.close) for door in idle]
 
     async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
         pause_s = FIRST_PAUSE_S
         while True:
+            began = loop.time()
             self._ended.clear()
             try:
                 await self._listen()
+                await self._ended.wait()
             except Exception as error:  # noqa: BLE001  (the rim: libvirtd may be away in any way)
                 if self._why != str(error):
                     log.warning("libvirt.unreachable", uri=self._settings.uri, why=str(error))
                 self._why = str(error)
-                await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-                continue
-            pause_s = FIRST_PAUSE_S
-            await self._ended.wait()
+            if loop.time() - began > LASTED_S:
+                pause_s = FIRST_PAUSE_S
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _listen(self) -> None:
         """Open the listening connection. There is no time limit, and never more than one attempt: a libvirtd that

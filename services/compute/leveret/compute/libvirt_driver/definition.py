@@ -8,7 +8,7 @@ from leveret.compute.driver import Journal
 from leveret.compute.libvirt_driver import domain_xml, network, seeing
 from leveret.compute.libvirt_driver.connection import Connection
 from leveret.compute.libvirt_driver.door import Door
-from leveret.compute.libvirt_driver.journal import Attachment, Memory
+from leveret.compute.libvirt_driver.journal import Attachment, Memory, NetworkMode
 from leveret.compute.libvirt_driver.machine import Machine
 from leveret.compute.libvirt_driver.network import Networks
 from leveret.compute.libvirt_driver.paths import Pool
@@ -42,12 +42,10 @@ class Definition:
         self._pool = pool
         self._settings = settings
         self._boot_id = boot_id
+        self._validated: set[NetworkMode | None] = set()
 
     async def define(self, vm: DesiredVm) -> None:
-        """The domain exists; one that has run keeps its journal and its definition.
-
-        The domain comes before its DHCP entry: its metadata is where a removal finds what there is to remove.
-        """
+        """The domain exists; one that has run keeps its journal and its definition."""
         seen = await self._connection.call(Door.see, vm.vm_id)
         known = None if seen is None else seeing.memory_of(seen)
         if seen is not None and known is None:
@@ -60,19 +58,23 @@ class Definition:
             attachment = await self._attachment(vm, known.attachment if known else None)
             journal = journal_of(vm, generation=0, boot_id=self._boot_id)
             known = Memory(journal, attachment)
-            xml = _build(await self._spec(vm, known))
-            await self._connection.run(
-                lambda door: door.define(xml), code=Code.DEFINE_FAILED, doing="defining the domain"
-            )
+            await self._define(_build(await self._spec(vm, known)), attachment.mode if attachment else None)
         if (nic := known.attachment) is not None and nic.mode == "nat":
-            await self._networks.add_host(nic)
+            await self._networks.add_host(vm.vm_id, nic)
+
+    async def _define(self, xml: str, mode: NetworkMode | None) -> None:
+        """Define a domain; the first one of each shape is validated, the others have the same elements."""
+        validate = mode not in self._validated
+        await self._connection.run(
+            lambda door: door.define(xml, validate=validate), code=Code.DEFINE_FAILED, doing="defining the domain"
+        )
+        self._validated.add(mode)
 
     async def start(self, vm_id: UUID, memory: Memory) -> None:
         """The domain runs. A network that is down is started; a port that is taken is exchanged for another."""
         nic = memory.attachment
         if nic is not None and nic.mode == "nat":
             await self._networks.start(nic.network)
-            await self._networks.add_host(nic)
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 await self._connection.run(
@@ -105,7 +107,7 @@ class Definition:
             return await asyncio.to_thread(network.free_port, self._settings, vm_id, after=after)
         except OSError as error:
             raise fail(
-                Code.NETWORK_FAILED, f"No port can be forwarded from {self._settings.forward_bind}: {error}."
+                Code.NETWORK_FAILED, f"No port can be forwarded from {self._settings.bind_address}: {error}."
             ) from error
 
     async def _exchange_port(self, vm_id: UUID, memory: Memory) -> Memory:
@@ -114,7 +116,7 @@ class Definition:
         changed = memory.with_port(port)
 
         def redefine(door: Door) -> None:
-            door.define(domain_xml.with_port(door.inactive_xml(vm_id), changed))
+            door.define(domain_xml.with_port(door.inactive_xml(vm_id), changed), validate=False)
 
         await self._connection.run(redefine, code=Code.START_FAILED, doing="changing its forwarded port")
         return changed
@@ -126,7 +128,7 @@ class Definition:
             if memory.attachment.mode == "nat":
                 network_of["bridge_network"] = network.PREFIX + vm.nic.network
             else:
-                bind = self._settings.forward_bind
+                bind = self._settings.bind_address
                 network_of["subnet"] = domain_xml.Subnet(vm.nic.gateway, vm.nic.prefix, bind)
         return domain_xml.DomainSpec(
             memory=memory,

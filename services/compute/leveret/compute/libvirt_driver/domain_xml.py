@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
@@ -202,19 +202,30 @@ def _root_bus(spec: DomainSpec) -> str:
 def user_netdev(address: str, port: int, subnet: Subnet) -> str:
     """QEMU's `-netdev` argument: the guest's own network with its gateway, DHCP that gives `address`, ssh forwarded.
 
-    The name server needs an address of its own in that network. Raises ValueError when a value is no address.
+    Raises ValueError when a value is no address.
     """
-    guest, gateway = IPv4Address(address), IPv4Address(subnet.gateway)
-    network = ip_interface(f"{gateway}/{min(subnet.prefix, 29)}").network
-    if guest not in network:
-        raise ValueError(f"{guest} is not in {network}")
-    taken = {guest, gateway, network.broadcast_address}
-    dns = next(candidate for offset in range(1, 5) if (candidate := network.broadcast_address - offset) not in taken)
+    guest, gateway, network, dns = _user_network(address, subnet.gateway, subnet.prefix)
     bind = IPv4Address(subnet.forward_bind)
     return (
-        f"user,id=lvnet0,net={ip_network(network)},host={gateway},dns={dns},dhcpstart={guest},ipv6=off,"
+        f"user,id=lvnet0,net={network},host={gateway},dns={dns},dhcpstart={guest},ipv6=off,"
         f"hostfwd=tcp:{bind}:{port}-{guest}:22"
     )
+
+
+def user_name_server(address: str, gateway: str, prefix: int) -> str:
+    """Where QEMU's user mode answers names. Its gateway does not: that leads to the host's own loopback."""
+    return str(_user_network(address, gateway, prefix)[3])
+
+
+def _user_network(address: str, gateway: str, prefix: int) -> tuple[IPv4Address, IPv4Address, IPv4Network, IPv4Address]:
+    """Guest, gateway, network and name server, which needs an address of its own: the last one that is free."""
+    guest, host = IPv4Address(address), IPv4Address(gateway)
+    network = IPv4Network((host, min(prefix, 29)), strict=False)
+    if guest not in network:
+        raise ValueError(f"{guest} is not in {network}")
+    last = network.broadcast_address
+    dns = next(candidate for offset in (1, 2, 3) if (candidate := last - offset) not in {guest, host})
+    return guest, host, network, dns
 
 
 _FORWARD = re.compile(r"(hostfwd=tcp:[0-9.]+:)[0-9]+(-[0-9.]+:22)$")

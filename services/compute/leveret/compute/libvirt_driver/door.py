@@ -10,7 +10,6 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -18,29 +17,8 @@ import libvirt
 
 from leveret.compute.driver import Power
 from leveret.compute.libvirt_driver.journal import NAMESPACE, PREFIX
+from leveret.compute.libvirt_driver.seeing import Off, Seen
 from leveret.shared.errors import Code, LeveretError, fail
-
-
-class Off(StrEnum):
-    """Why libvirt says a domain is off."""
-
-    UNKNOWN = "unknown"
-    SHUTDOWN = "shutdown"
-    DESTROYED = "destroyed"
-    CRASHED = "crashed"
-    FAILED = "failed"
-    OTHER = "other"
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One domain. `metadata` is our element, None for a domain that is not ours."""
-
-    vm_id: UUID
-    metadata: str | None
-    power: Power
-    off: Off = Off.UNKNOWN
-    io_error: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +152,9 @@ class Door:
     def inactive_xml(self, vm_id: UUID) -> str:
         return str(self._domain(vm_id).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
 
-    def define(self, xml: str) -> None:
-        self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    def define(self, xml: str, *, validate: bool) -> None:
+        """Define, and hold the XML against libvirt's schema if wanted, which takes longer than all the rest."""
+        self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0)
 
     def start(self, vm_id: UUID) -> None:
         """Start it; a domain that runs already is left as it is."""
@@ -241,15 +220,10 @@ class Door:
 
     # Networks.
 
-    def network_xml(self, name: str, *, inactive: bool = False) -> str | None:
+    def network_xml(self, name: str) -> str | None:
         """A network's XML, None when there is none of this name."""
         network = self._network(name)
-        if network is None:
-            return None
-        return str(network.XMLDesc(libvirt.VIR_NETWORK_XML_INACTIVE if inactive else 0))
-
-    def network_names(self) -> list[str]:
-        return [network.name() for network in self._connection.listAllNetworks(0)]
+        return None if network is None else str(network.XMLDesc(0))
 
     def define_network(self, xml: str) -> None:
         self._connection.networkDefineXML(xml)
@@ -270,24 +244,25 @@ class Door:
         if not network.autostart():
             network.setAutostart(1)
 
-    def add_dhcp_host(self, name: str, xml: str) -> bool:
-        """Add a static entry, now and for later. False when one like it is there already, or this makes no sense."""
-        return self._update(name, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST, xml, _LIVE_AND_CONFIG)
+    def reload_dhcp(self, name: str) -> None:
+        """Let the network's dnsmasq read its files again, when it runs.
 
-    def remove_dhcp_host(self, name: str, xml: str, *, inactive: bool) -> bool:
-        """Remove an entry from the running network or from its definition. False when it is not there."""
-        flags = libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG if inactive else libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
-        return self._update(name, libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, xml, flags)
-
-    def _update(self, name: str, command: int, xml: str, flags: int) -> bool:
-        network = self._connection.networkLookupByName(name)
-        try:
-            network.update(command, libvirt.VIR_NETWORK_SECTION_IP_DHCP_HOST, -1, xml, flags)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
-                return False
-            raise
-        return True
+        libvirt's verbs for DHCP entries take the network's firewall down and up again each time, half a second; an
+        entry of the name server, put in or taken out, costs no more than the signal that is wanted.
+        """
+        network = self._network(name)
+        if network is None:
+            return
+        for command in (libvirt.VIR_NETWORK_UPDATE_COMMAND_DELETE, libvirt.VIR_NETWORK_UPDATE_COMMAND_ADD_LAST):
+            try:
+                network.update(
+                    command, libvirt.VIR_NETWORK_SECTION_DNS_HOST, -1, _RELOAD, libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE
+                )
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+                    raise
+            else:
+                return
 
     def _network(self, name: str) -> Any:
         try:
@@ -344,6 +319,7 @@ _OFF = {
     libvirt.VIR_DOMAIN_SHUTOFF_DESTROYED: Off.DESTROYED,
     libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: Off.CRASHED,
     libvirt.VIR_DOMAIN_SHUTOFF_FAILED: Off.FAILED,
+    libvirt.VIR_DOMAIN_SHUTOFF_DAEMON: Off.DAEMON,
 }
 _UNDEFINE = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -351,7 +327,8 @@ _UNDEFINE = (
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
 )
-_LIVE_AND_CONFIG = libvirt.VIR_NETWORK_UPDATE_AFFECT_LIVE | libvirt.VIR_NETWORK_UPDATE_AFFECT_CONFIG
+#: Means nothing: its address is one of those kept for documentation.
+_RELOAD = "<host ip='192.0.2.1'><hostname>leveret-reload</hostname></host>"
 _CANNOT = {libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_NO_DOMAIN}
 _NOT_CONNECTED = {
     libvirt.VIR_ERR_NO_CONNECT,

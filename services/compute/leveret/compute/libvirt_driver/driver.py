@@ -15,17 +15,17 @@ from leveret.compute.driver import Domain, Inventory, OnChange, Power
 from leveret.compute.libvirt_driver import config_drive, console, qemu_img, seeing
 from leveret.compute.libvirt_driver.connection import Connection
 from leveret.compute.libvirt_driver.definition import Definition, journal_of
-from leveret.compute.libvirt_driver.door import Door, Seen
+from leveret.compute.libvirt_driver.door import Door
 from leveret.compute.libvirt_driver.images import GIB, Images, disk_errors
 from leveret.compute.libvirt_driver.journal import Memory, to_xml
 from leveret.compute.libvirt_driver.lane import Lane
 from leveret.compute.libvirt_driver.machine import Machine
 from leveret.compute.libvirt_driver.network import Networks
 from leveret.compute.libvirt_driver.paths import Pool, fsync_directory, make_directory
+from leveret.compute.libvirt_driver.seeing import Seen
 from leveret.compute.libvirt_driver.settings import LibvirtSettings
 from leveret.compute.libvirt_driver.shutdown import Shutdown
 from leveret.shared.errors import Code, LeveretError, fail
-from leveret.shared.ids import mac_for
 from leveret.shared.loop import Loop
 from leveret.shared.messages import Capacity, DesiredVm
 
@@ -50,7 +50,7 @@ class LibvirtDriver:
         self._files = Lane("files", width=8, max_hung=MAX_HUNG_FILE_CALLS, timeout_code=Code.DISK_FAILED)
         self._connection = Connection(settings, on_event=self._heard, on_open=self._connected)
         self._machine = Machine(self._connection, settings, self._boot_id)
-        self._networks = Networks(self._connection, settings)
+        self._networks = Networks(self._connection, settings, self._pool.dhcp, self._files)
         self._definition = Definition(
             self._connection, self._machine, self._networks, self._pool, settings, self._boot_id
         )
@@ -61,6 +61,7 @@ class LibvirtDriver:
         self._paused: set[UUID] = set()
         self._preparing: asyncio.Task[None] | None = None
         self._loops = (
+            Loop("look-again", self.look_again, every_s=settings.look_again_s),
             Loop("resume-paused", self.resume_paused, every_s=settings.resume_every_s),
             Loop("collect-images", partial(self.images.collect, settings.image_keep_s), every_s=3600.0),
         )
@@ -166,7 +167,8 @@ class LibvirtDriver:
         path = self._pool.vm(vm.vm_id).config_drive
         try:
             with disk_errors("making the config drive"):
-                await self._in_thread(config_drive.write, path, vm, doing="making the config drive")
+                name_servers = await self._networks.name_servers(vm.nic) if vm.nic is not None else ()
+                await self._in_thread(config_drive.write, path, vm, name_servers, doing="making the config drive")
         except config_drive.CANNOT as error:
             raise fail(
                 Code.CONFIG_DRIVE_FAILED, f"No config drive can be made of this: {type(error).__name__}."
@@ -251,13 +253,10 @@ class LibvirtDriver:
                     hint="Rename or remove that domain by hand.",
                 )
             await self._switch_off(vm_id, Code.DELETE_FAILED)
-            if (nic := memory.attachment) is not None and nic.mode == "nat":
-                await self._networks.remove_host(nic.mac, nic.network)
             await self._connection.run(
                 lambda door: door.undefine(vm_id), code=Code.DELETE_FAILED, doing="removing its definition"
             )
-        else:
-            await self._networks.remove_host(mac_for(vm_id))
+        await self._networks.remove_host(vm_id)
         paths = self._pool.vm(vm_id)
         self._readiness.forget(paths)
         self._paused.discard(vm_id)
@@ -276,6 +275,11 @@ class LibvirtDriver:
             return await self._in_thread(self._readiness.is_ready, paths, doing="reading the console")
 
     # Beside the contract.
+
+    async def look_again(self) -> None:
+        """Say that anything may have changed. libvirt tells of no event when a guest ends while libvirtd starts."""
+        if self._connection.is_open:
+            self._on_change(None)
 
     async def resume_paused(self) -> None:
         """Let guests go on that QEMU paused because the disk was full, once there is room again."""

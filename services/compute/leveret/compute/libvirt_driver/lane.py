@@ -11,9 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from leveret.shared.errors import Code, fail
+from leveret.shared.errors import Code, LeveretError, Problem, fail
 
 T = TypeVar("T")
+
+
+class NoAnswer(LeveretError):
+    """A call that was made did not end in its time; it may still go on."""
 
 
 class Lane:
@@ -35,8 +39,8 @@ class Lane:
         """The result of `call(*args)`.
 
         A cancelled caller waits until the call has ended, or its time is up: what was begun is then over, and
-        the next call cannot be overtaken by it. Raises LeveretError with the lane's code after `timeout_s`, and at
-        once when too many calls hang already. `doing` completes the sentence "... while ...".
+        the next call cannot be overtaken by it. Raises NoAnswer with the lane's code after `timeout_s`, and another
+        LeveretError with it at once when too many calls hang already. `doing` completes the sentence "... while ...".
         """
         if self._hung >= self._max_hung:
             raise fail(self._timeout_code, f"{self._hung} calls hang already; not tried: {doing}.")
@@ -53,7 +57,7 @@ class Lane:
             if not ended.done():
                 self._give_up(ended)
         if not done:
-            raise fail(self._timeout_code, f"No answer within {timeout_s:g} s while {doing}.")
+            raise NoAnswer(Problem.of(self._timeout_code, f"No answer within {timeout_s:g} s while {doing}."))
         return ended.result()
 
     def _give_up(self, ended: "asyncio.Future[Any]") -> None:

@@ -2,23 +2,36 @@
 
 import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any, TypeVar
 from uuid import UUID, uuid5
 from xml.etree import ElementTree as ET
 
 import structlog
 
 from leveret.compute.libvirt_driver.connection import Connection
+from leveret.compute.libvirt_driver.domain_xml import user_name_server
 from leveret.compute.libvirt_driver.door import Door
 from leveret.compute.libvirt_driver.journal import Attachment, NetworkMode
+from leveret.compute.libvirt_driver.lane import Lane
+from leveret.compute.libvirt_driver.paths import make_directory
 from leveret.compute.libvirt_driver.settings import LibvirtSettings
 from leveret.shared.errors import Code, LeveretError, fail
 from leveret.shared.messages import Nic
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 PREFIX = "leveret-"
+NOBODY = "02:00:00:00:00:00"
+MAX_LEASES = 65536
+#: An address that is used again by another guest is given out once its former owner's lease has ended.
+LEASE = "10m"
+_DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
+ET.register_namespace("dnsmasq", _DNSMASQ)
 #: So that a host always gives the same network the same identity.
 _NAMESPACE = UUID("9d1f6a4e-6c7a-5f0e-8d53-6c6576657265")
 
@@ -26,9 +39,11 @@ _NAMESPACE = UUID("9d1f6a4e-6c7a-5f0e-8d53-6c6576657265")
 class Networks:
     """The networks of one host."""
 
-    def __init__(self, connection: Connection, settings: LibvirtSettings) -> None:
+    def __init__(self, connection: Connection, settings: LibvirtSettings, root: Path, files: Lane) -> None:
         self._connection = connection
         self._settings = settings
+        self._root = root
+        self._files = files
         self._nat_works: bool | None = None
 
     def connected(self) -> None:
@@ -43,6 +58,14 @@ class Networks:
             self._nat_works = self._settings.uri.partition("?")[0].endswith("/system") and await self._try_nat(nic)
         return "nat" if self._nat_works else "user"
 
+    async def name_servers(self, nic: Nic) -> tuple[str, ...]:
+        """Whom the guest asks for names: whom the network's owner wants, or the host."""
+        if nic.dns:
+            return nic.dns
+        if await self.mode_for(nic) == "nat":
+            return (nic.gateway,)
+        return (user_name_server(nic.address, nic.gateway, nic.prefix),)
+
     async def _try_nat(self, nic: Nic) -> bool:
         try:
             await self.ensure(nic)
@@ -55,8 +78,11 @@ class Networks:
 
     async def ensure(self, nic: Nic) -> None:
         """The libvirt network exists as wanted, runs, and starts with libvirtd."""
+        directory = self._directory(nic.network)
         await self._connection.run(
-            lambda door: _ensure(door, nic), code=Code.NETWORK_FAILED, doing=f"starting network {nic.network}"
+            lambda door: _ensure(door, nic, directory),
+            code=Code.NETWORK_FAILED,
+            doing=f"starting network {nic.network}",
         )
 
     async def start(self, network: str) -> None:
@@ -66,26 +92,41 @@ class Networks:
             lambda door: door.start_network(name), code=Code.NETWORK_FAILED, doing=f"starting network {network}"
         )
 
-    async def add_host(self, attachment: Attachment) -> None:
-        """DHCP gives this MAC its address, and nobody else."""
-        await self._connection.run(
-            lambda door: _add_host(door, attachment),
-            code=Code.NETWORK_FAILED,
-            doing=f"adding {attachment.address} to network {attachment.network}",
-        )
+    async def add_host(self, vm_id: UUID, nic: Attachment) -> None:
+        """DHCP gives this MAC its address. dnsmasq notices the new file by itself."""
+        path = self._directory(nic.network) / str(vm_id)
+        line = f"{nic.mac},{nic.address},{LEASE}\n"
+        await self._in_thread(_write_once, path, line, doing=f"adding {nic.address} to DHCP")
 
-    async def remove_host(self, mac: str, network: str | None = None) -> None:
-        """Forget a MAC in its network, or, when that is not known, in every network of ours."""
-        await self._connection.run(
-            lambda door: _remove_mac(door, mac, network), code=Code.NETWORK_FAILED, doing=f"removing {mac} from DHCP"
-        )
+    async def remove_host(self, vm_id: UUID) -> None:
+        """Forget a VM's entry, in whatever network it is. dnsmasq does not notice that by itself."""
+        networks = await self._in_thread(_remove, self._root, str(vm_id), doing="removing its address from DHCP")
+        for network in networks:
+            name = PREFIX + network
+            await self._connection.run(
+                lambda door, name=name: door.reload_dhcp(name),  # type: ignore[misc]
+                code=Code.NETWORK_FAILED,
+                doing="removing its address from DHCP",
+            )
+
+    def _directory(self, network: str) -> Path:
+        if Path(network).name != network:
+            raise fail(Code.NETWORK_FAILED, f"{network!r} cannot be the name of a network.")
+        return self._root / network
+
+    async def _in_thread(self, call: Callable[..., T], *args: Any, doing: str) -> T:
+        try:
+            return await self._files.run(call, *args, timeout_s=self._settings.file_timeout_s, doing=doing)
+        except OSError as error:
+            raise fail(Code.NETWORK_FAILED, f"{error.strerror or error} while {doing}.") from error
 
 
-def network_xml(nic: Nic) -> str:
+def network_xml(nic: Nic, directory: Path) -> str:
     """The libvirt network behind a Leveret network.
 
-    There is no range to hand out: everybody who may be here has a fixed entry. The bridge gets its name from libvirt,
-    and no spanning tree, whose learning delay would cost the first guest its first DHCP requests.
+    There is no range to hand out: everybody who may be here has a fixed entry, a file in `directory`. The one entry
+    that libvirt knows is nobody's; it makes libvirt serve DHCP at all. The bridge gets its name from libvirt, and no
+    spanning tree, whose learning delay would cost the first guest its first DHCP requests.
     """
     root = ET.Element("network")
     _text(root, "name", PREFIX + nic.network)
@@ -93,80 +134,78 @@ def network_xml(nic: Nic) -> str:
     ET.SubElement(root, "forward", mode="nat")
     ET.SubElement(root, "bridge", stp="off", delay="0")
     ip = ET.SubElement(root, "ip", address=nic.gateway, prefix=str(nic.prefix))
-    ET.SubElement(ip, "dhcp")
+    ET.SubElement(ET.SubElement(ip, "dhcp"), "host", mac=NOBODY, ip=nic.gateway)
+    options = ET.SubElement(root, f"{{{_DNSMASQ}}}options")
+    for value in (f"dhcp-hostsdir={directory}", f"dhcp-lease-max={MAX_LEASES}"):
+        ET.SubElement(options, f"{{{_DNSMASQ}}}option", value=value)
     return ET.tostring(root, encoding="unicode")
 
 
-def _ensure(door: Door, nic: Nic) -> None:
+def _ensure(door: Door, nic: Nic, directory: Path) -> None:
     name = PREFIX + nic.network
+    if ip_interface(f"{nic.address}/{nic.prefix}").version != 4:
+        raise fail(Code.NETWORK_FAILED, f"Network {nic.network} is not an IPv4 network.")
+    _make_readable(directory)
     present = door.network_xml(name)
     if present is None:
-        if ip_interface(f"{nic.address}/{nic.prefix}").version != 4:
-            raise fail(Code.NETWORK_FAILED, f"Network {nic.network} is not an IPv4 network.")
         try:
-            door.define_network(network_xml(nic))
+            door.define_network(network_xml(nic, directory))
         except Exception:
             present = door.network_xml(name)  # another task was faster
             if present is None:
                 raise
-    if present is not None:
-        _check_same(present, nic)
+    if present is not None and (difference := _difference(present, nic, directory)):
+        # A network that guests may hang on is never changed under them.
+        if door.network_is_active(name):
+            raise fail(
+                Code.NETWORK_FAILED,
+                f"The host's network {name} {difference}.",
+                hint="Stop that libvirt network (`virsh net-destroy`) when no guest needs it, or use another name.",
+            )
+        door.define_network(network_xml(nic, directory))
     door.start_network(name)
 
 
-def _check_same(xml: str, nic: Nic) -> None:
-    """A network that guests hang on is never changed under them."""
-    ip = ET.fromstring(xml).find("ip")  # noqa: S314  (libvirt's own)
+def _difference(xml: str, nic: Nic, directory: Path) -> str | None:
+    """What of a network is not as wanted, to complete "The network ..."."""
+    root = ET.fromstring(xml)  # noqa: S314  (libvirt's own)
+    ip = root.find("ip")
     found = None if ip is None else ip_interface(f"{ip.get('address')}/{ip.get('prefix') or ip.get('netmask')}")
     wanted = ip_interface(f"{nic.gateway}/{nic.prefix}")
     if found != wanted:
-        raise fail(
-            Code.NETWORK_FAILED,
-            f"The host's network {PREFIX}{nic.network} has gateway {found}, but {wanted} is wanted.",
-            hint="Move its guests away and remove that libvirt network, or use another network name.",
-        )
+        return f"has gateway {found}, but {wanted} is wanted"
+    if f"dhcp-hostsdir={directory}" not in [option.get("value") for option in root.iter(f"{{{_DNSMASQ}}}option")]:
+        return f"reads its guests' addresses elsewhere than in {directory}"
+    return None
 
 
-def _host_element(mac: str, address: str) -> str:
-    return ET.tostring(ET.Element("host", {"mac": mac, "ip": address}), encoding="unicode")
+def _make_readable(directory: Path) -> None:
+    """dnsmasq reads it as a user of its own."""
+    make_directory(directory.parent)
+    make_directory(directory)
+    directory.chmod(0o755)
 
 
-def _add_host(door: Door, nic: Attachment) -> None:
-    name = PREFIX + nic.network
-    if door.add_dhcp_host(name, _host_element(nic.mac, nic.address)):
-        return
-    # An entry is in the way: ours from before, in one place or both, or what a killed removal left behind.
-    wanted = (nic.mac.lower(), nic.address)
-    per_place = [set(_hosts(door, name, inactive=inactive)) for inactive in (False, True)]
-    if all(wanted in hosts for hosts in per_place):
-        return
-    for inactive, hosts in zip((False, True), per_place, strict=True):
-        for mac, address in hosts:
-            if mac == wanted[0] or address == wanted[1]:
-                door.remove_dhcp_host(name, _host_element(mac, address), inactive=inactive)
-    if not door.add_dhcp_host(name, _host_element(*wanted)):
-        raise fail(Code.NETWORK_FAILED, f"Network {nic.network} does not take the DHCP entry {wanted}.")
+def _write_once(path: Path, line: str) -> None:
+    try:
+        if path.read_text() == line:
+            return
+    except FileNotFoundError:
+        pass
+    _make_readable(path.parent)
+    temporary = path.with_name(f".{path.name}")  # which dnsmasq does not read
+    temporary.write_text(line)
+    temporary.chmod(0o644)
+    temporary.replace(path)
 
 
-def _remove_mac(door: Door, mac: str, network: str | None) -> None:
-    names = [PREFIX + network] if network is not None else door.network_names()
-    for name in names:
-        if not name.startswith(PREFIX):
-            continue
-        for inactive in (False, True):
-            for found, address in _hosts(door, name, inactive=inactive):
-                if found == mac.lower():
-                    door.remove_dhcp_host(name, _host_element(found, address), inactive=inactive)
-
-
-def _hosts(door: Door, name: str, *, inactive: bool) -> Iterator[tuple[str, str]]:
-    """The static entries of a network, as (MAC, address)."""
-    xml = door.network_xml(name, inactive=inactive)
-    if xml is None:
-        return
-    for host in ET.fromstring(xml).iterfind("ip/dhcp/host"):  # noqa: S314  (libvirt's own)
-        if (mac := host.get("mac")) and (address := host.get("ip")):
-            yield mac.lower(), address
+def _remove(root: Path, name: str) -> list[str]:
+    """Remove the files of this name; the networks that had one."""
+    found = list(root.glob(f"*/{name}"))
+    for path in found:
+        path.unlink(missing_ok=True)
+        path.with_name(f".{name}").unlink(missing_ok=True)
+    return [path.parent.name for path in found]
 
 
 def free_port(settings: LibvirtSettings, vm_id: UUID, *, after: int | None = None) -> int:
@@ -178,7 +217,7 @@ def free_port(settings: LibvirtSettings, vm_id: UUID, *, after: int | None = Non
     start = vm_id.int % len(ports) if after is None or after not in ports else ports.index(after) + 1
     for offset in range(len(ports)):
         port = ports[(start + offset) % len(ports)]
-        if _is_free(settings.forward_bind, port):
+        if _is_free(settings.bind_address, port):
             return port
     raise fail(Code.NETWORK_FAILED, f"No free TCP port in {ports.start}-{ports.stop - 1} to forward ssh from.")
 

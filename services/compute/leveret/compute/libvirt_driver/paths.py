@@ -45,6 +45,11 @@ class Pool:
     def images(self) -> Path:
         return self.root / "images"
 
+    @property
+    def dhcp(self) -> Path:
+        """A directory for each network, in it a file for each VM."""
+        return self.root / "dhcp"
+
     def image(self, sha256: str, image_format: str) -> Path:
         return self.images / f"{sha256}.{image_format}"
 

@@ -1,13 +1,39 @@
-"""What a domain that libvirt shows means to Leveret."""
+"""What libvirt shows of a domain, and what that means to Leveret."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
 
 from leveret.compute.driver import Domain, Inventory, Journal, Power
-from leveret.compute.libvirt_driver.door import Off, Seen
 from leveret.compute.libvirt_driver.journal import Attachment, Memory, from_xml
 from leveret.shared.documents import Endpoint
 from leveret.shared.errors import Code, Problem
 from leveret.shared.lifecycle import Wanted
 
 SSH_PORT = 22
+
+
+class Off(StrEnum):
+    """Why libvirt says a domain is off."""
+
+    UNKNOWN = "unknown"
+    SHUTDOWN = "shutdown"
+    DESTROYED = "destroyed"
+    CRASHED = "crashed"
+    FAILED = "failed"
+    DAEMON = "daemon"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One domain. `metadata` is our element, None for a domain that is not ours."""
+
+    vm_id: UUID
+    metadata: str | None
+    power: Power
+    off: Off = Off.UNKNOWN
+    io_error: bool = False
 
 
 def memory_of(seen: Seen) -> Memory | None:
@@ -59,6 +85,7 @@ _WHY = {
     Off.SHUTDOWN: (Code.GUEST_SHUTDOWN, "The guest switched itself off."),
     Off.CRASHED: (Code.GUEST_CRASHED, "The guest crashed, or its QEMU ended unexpectedly."),
     Off.FAILED: (Code.GUEST_CRASHED, "The guest's QEMU could not be started."),
+    Off.DAEMON: (Code.GUEST_CRASHED, "libvirtd found the guest's QEMU ended, or out of reach, when it started."),
     Off.DESTROYED: (Code.GUEST_SHUTDOWN, "The guest was switched off on its host."),
     Off.OTHER: (Code.GUEST_SHUTDOWN, "The guest was stopped by other means on its host."),
     Off.UNKNOWN: (Code.GUEST_CRASHED, "The guest is off, and libvirt, started anew since, does not know why."),

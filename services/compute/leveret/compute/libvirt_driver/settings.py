@@ -24,7 +24,7 @@ class LibvirtSettings:
 
     network_mode: Literal["nat", "user", "auto"] = "auto"
     advertise_host: str = "127.0.0.1"
-    forward_bind: str = "127.0.0.1"
+    forward_bind: str | None = None
     ports: range = range(20000, 30000)
 
     image_dirs: tuple[Path, ...] = ()
@@ -36,6 +36,7 @@ class LibvirtSettings:
     image_keep_s: float = 7 * 24 * 3600.0
 
     disk_reserve_gib: float = 5.0
+    look_again_s: float = 20.0
     resume_every_s: float = 15.0
     resume_free_bytes: int = 256 * 1024**2
 
@@ -52,3 +53,11 @@ class LibvirtSettings:
     press_again_s: float = 5.0
 
     boot_id_path: Path = Path("/proc/sys/kernel/random/boot_id")
+
+    @property
+    def bind_address(self) -> str:
+        """Where forwarded ports listen: where the operator says, else as far as they are advertised."""
+        if self.forward_bind is not None:
+            return self.forward_bind
+        inward = self.advertise_host == "localhost" or self.advertise_host.startswith("127.")
+        return "127.0.0.1" if inward else "0.0.0.0"  # noqa: S104  (it is what is being asked for)
