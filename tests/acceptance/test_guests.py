@@ -103,8 +103,11 @@ def domains(house: Installation) -> set[UUID]:
 
 
 def files(house: Installation) -> list[str]:
-    """What the pool holds, but for the image cache and notes about the machine."""
-    return [path.name for path in house.layout.pool.iterdir() if path.is_dir() and path.name != "images"]
+    """What the pool holds of VMs: their directories and their DHCP entries."""
+    pool = house.layout.pool
+    directories = [path for path in pool.iterdir() if path.is_dir() and path.name not in {"images", "dhcp"}]
+    entries = [path for path in pool.glob("dhcp/*/*") if path.is_file() and path.read_text().strip()]
+    return [str(path.relative_to(pool)) for path in (*directories, *entries)]
 
 
 def small() -> CreateVm:

@@ -160,7 +160,7 @@ class Images:
         async with self._fetcher.open(image.url) as source:
             self._check_size(source.size_bytes or 0)
             await self.check_space(source.size_bytes or 0)
-            file: BinaryIO = await self._in_thread(temporary.open, "xb", 0)
+            file = await self._create(temporary)
             try:
                 async for chunk in source.chunks:
                     size_bytes += len(chunk)
@@ -180,6 +180,21 @@ class Images:
                 Code.IMAGE_HASH_MISMATCH, f"What arrived has sha256 {found}, not {image.sha256} ({size_bytes} bytes)."
             )
         return size_bytes
+
+    async def _create(self, path: Path) -> BinaryIO:
+        """A new file. Who is cancelled while it is made leaves no open one behind."""
+        made: list[BinaryIO] = []
+
+        def create() -> None:
+            made.append(path.open("xb", 0))
+
+        try:
+            await self._in_thread(create)
+        except BaseException:
+            for file in made:
+                file.close()
+            raise
+        return made[0]
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > (limit := self._settings.image_max_bytes):
