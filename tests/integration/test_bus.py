@@ -52,6 +52,14 @@ class Bus:
     async def put(self, count: int, start: int = 0) -> None:
         await asyncio.gather(*(self._put(n) for n in range(start, start + count)))
 
+    async def takes_again(self) -> bool:
+        """Whether a message gets through."""
+        try:
+            await self.put(1)
+        except LeveretError:
+            return False
+        return True
+
     async def _put(self, n: int) -> None:
         envelope = Envelope(headers={"n": str(n)})
         await self.publisher.publish(topology.HOSTS.name, self.key, StartVm(), envelope=envelope)
@@ -251,15 +259,7 @@ async def test_a_forged_user_is_refused_by_the_broker_and_the_link_comes_back(br
         with pytest.raises(LeveretError) as caught:
             await forger.publish(topology.HOSTS.name, bus.key, StartVm())
         assert caught.value.problem.code is Code.UNAVAILABLE
-
-        async def back() -> bool:
-            try:
-                await bus.put(1)
-            except LeveretError:
-                return False
-            return True
-
-        await eventually(back)
+        await eventually(bus.takes_again)
 
 
 async def test_a_channel_that_broke_a_rule_is_replaced(broker: Rabbit) -> None:
@@ -270,15 +270,7 @@ async def test_a_channel_that_broke_a_rule_is_replaced(broker: Rabbit) -> None:
     async with running(bus):
         with pytest.raises(LeveretError):
             await bus.publisher.publish("no.such.exchange", "x", StartVm())
-
-        async def back() -> bool:
-            try:
-                await bus.put(1)
-            except LeveretError:
-                return False
-            return True
-
-        await eventually(back)
+        await eventually(bus.takes_again)
 
 
 async def test_without_a_connection_a_publish_says_so_at_once() -> None:

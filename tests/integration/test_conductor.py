@@ -47,6 +47,12 @@ class World:
 
         return await eventually(there, what=f"{vm_id} {state}")
 
+    async def until_ready(self, vm_id: uuid.UUID) -> None:
+        async def ready() -> bool:
+            return bool((await self.row(vm_id))["guest_ready"])
+
+        await eventually(ready, what=f"the guest of {vm_id} ready")
+
     async def used(self) -> list[tuple[int, int, int]]:
         rows = await self.db.fetch("SELECT vcpus_used, memory_mib_used, disk_gib_used FROM hosts ORDER BY name")
         return [tuple(row) for row in rows]
@@ -99,11 +105,7 @@ async def test_a_vm_goes_from_request_to_running_to_deleted(world: World) -> Non
         await host.say(host.seen(command, Observed.RUNNING))
         await world.until(vm_id, State.RUNNING)
         await host.say(host.seen(command, Observed.RUNNING, guest_ready=True))
-
-        async def ready() -> bool:
-            return bool((await world.row(vm_id))["guest_ready"])
-
-        await eventually(ready)
+        await world.until_ready(vm_id)
         assert await world.db.fetchval("SELECT count(*) FROM vm_user_data") == 0
 
         assert (await world.gateway.ask(vm_id, DeleteVm())).state is State.DELETING
@@ -248,11 +250,7 @@ async def test_stale_reports_change_nothing(world: World) -> None:
         await host.say(host.seen(command, Observed.STOPPED, seq=9))
         await host.say(host.seen(command, Observed.STOPPED, token=command.token - 1, seq=11))
         await host.say(host.seen(command, Observed.RUNNING, guest_ready=True, seq=12))
-
-        async def ready() -> bool:
-            return bool((await world.row(vm_id))["guest_ready"])
-
-        await eventually(ready)
+        await world.until_ready(vm_id)
         after = await world.row(vm_id)
         assert (after["state"], after["generation"], after["token"]) == (
             "running",
@@ -287,11 +285,7 @@ async def test_a_complete_list_finds_what_is_missing_and_an_older_one_does_not(w
         await host.say(complete=True)  # made before the VM was there
         host.seq = 30
         await host.say(host.seen(command, Observed.RUNNING, guest_ready=True))
-
-        async def ready() -> bool:
-            return bool((await world.row(vm_id))["guest_ready"])
-
-        await eventually(ready)
+        await world.until_ready(vm_id)
         assert (await world.row(vm_id))["state"] == "running"
         host.seq += 1
         await host.say(complete=True)
