@@ -452,6 +452,15 @@ async def test_a_create_that_was_refused_is_not_made_when_its_message_comes_agai
         again = await world.gateway.ask(vm_id, tiny("web"), request_id="once")
         assert again.problem is not None
         assert again.problem.code is Code.NO_CAPACITY
+        # What one project was told is nothing to another, whatever ids it uses.
+        assert (await world.gateway.ask(vm_id, tiny("web"), project="other", request_id="once")).accepted
+        assert await world.db.fetchval("SELECT count(*) FROM rejections") == 0
+
+
+async def test_a_create_that_was_refused_may_be_asked_for_anew(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    assert not (await world.gateway.ask(vm_id, tiny("web"), request_id="once")).accepted
+    async with world.hosts(host):
         assert (await world.gateway.ask(vm_id, tiny("web"), request_id="another")).accepted
         assert await world.db.fetchval("SELECT count(*) FROM rejections") == 0
 

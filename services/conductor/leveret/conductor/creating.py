@@ -65,8 +65,8 @@ async def _look_around(connection: Connection, creates: Sequence[Request]) -> Su
 
 def _is_new(request: Request, vm: Vm | None, around: Surroundings) -> bool:
     """Whether there is something to make; the verdict of a repetition or a clash is set here."""
-    request_id, problem = around.rejected.get(request.vm_id, (None, None))
-    if vm is None and problem is not None and request_id == request.request_id:
+    project, request_id, problem = around.rejected.get(request.vm_id, (None, None, None))
+    if vm is None and problem is not None and (project, request_id) == (request.project, request.request_id):
         request.refuse(problem)  # said already: never "failed, then created"
         return False
     if vm is None and (request.vm_id, request.project) not in around.buried:

@@ -27,10 +27,14 @@ WHERE name = ANY($5)
 
 @dataclass(slots=True)
 class Surroundings:
-    """`buried` are ids with their projects, `taken` names with theirs; `rejected` says which request was, and why."""
+    """What there is already.
+
+    `buried` are ids with their projects, `taken` names with theirs; `rejected` says for an id whose request it was,
+    which one, and why it was refused.
+    """
 
     buried: set[tuple[UUID, str]] = field(default_factory=set)
-    rejected: dict[UUID, tuple[str, Problem]] = field(default_factory=dict)
+    rejected: dict[UUID, tuple[str, str, Problem]] = field(default_factory=dict)
     taken: set[tuple[str, str]] = field(default_factory=set)
     networks: set[str] = field(default_factory=set)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -51,7 +55,7 @@ async def look(
                 found.buried.add((UUID(row["one"]), row["two"]))
             case "rejected":
                 problem = Problem.model_validate(row["document"]["problem"])
-                found.rejected[UUID(row["one"])] = (row["document"]["request_id"], problem)
+                found.rejected[UUID(row["one"])] = (row["two"], row["document"]["request_id"], problem)
             case "taken":
                 found.taken.add((row["one"], row["two"]))
             case "network":
