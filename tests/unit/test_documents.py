@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from leveret.shared import ids
-from leveret.shared.documents import MAX_USER_DATA_BYTES, CreateVm
+from leveret.shared.documents import (
+    MAX_USER_DATA_BYTES,
+    CreateToken,
+    CreateVm,
+    Document,
+    UpdateQuota,
+    UpdateVm,
+)
 from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.messages import REQUESTS, decode, digest_of, encode
 
@@ -21,7 +30,7 @@ GOOD: dict[str, Any] = {"name": "web", "image": {"name": "tiny"}}
 
 
 def read(document: dict[str, Any]) -> CreateVm:
-    message = decode("vm.create", json.dumps(document).encode(), among=REQUESTS)
+    message = decode("vm.create.v1", json.dumps(document).encode(), among=REQUESTS)
     assert isinstance(message, CreateVm)
     return message
 
@@ -68,7 +77,7 @@ def test_a_bad_field_is_named_and_its_value_is_not_repeated(field: str, bad: dic
 )
 def test_what_is_no_document_is_refused_in_order(body: bytes) -> None:
     with pytest.raises(LeveretError) as caught:
-        decode("vm.create", body, among=REQUESTS)
+        decode("vm.create.v1", body, among=REQUESTS)
     assert caught.value.problem.code is Code.INVALID_REQUEST
 
 
@@ -77,14 +86,14 @@ def test_unknown_types_and_huge_bodies_are_refused() -> None:
         decode("vm.explode", b"{}")
     assert caught.value.problem.code is Code.UNKNOWN_TYPE
     with pytest.raises(LeveretError) as caught:
-        decode("vm.create", b" " * (3 * 1024 * 1024))
+        decode("vm.create.v1", b" " * (3 * 1024 * 1024))
     assert caught.value.problem.code is Code.BODY_TOO_LARGE
 
 
 @given(st.binary(max_size=2000))
 def test_user_data_arrives_byte_for_byte(data: bytes) -> None:
     body = encode(CreateVm(**GOOD, user_data_base64=base64.b64encode(data).decode()))
-    back = decode("vm.create", body, among=REQUESTS)
+    back = decode("vm.create.v1", body, among=REQUESTS)
     assert isinstance(back, CreateVm)
     assert back.user_data_bytes() == data
 
@@ -129,3 +138,44 @@ def test_a_code_from_a_newer_version_is_passed_on() -> None:
     problem = Problem.model_validate({"code": "brand_new", "message": "x"})
     assert problem.code == "brand_new"
     assert Problem.model_validate({"code": "disk_full", "message": "x"}).code is Code.DISK_FULL
+
+
+@pytest.mark.parametrize("number", ["4096", "4096.0", "4.096e3"])
+def test_a_whole_number_is_one_however_it_is_written(number: str) -> None:
+    body = b'{"image": {"name": "tiny"}, "memory_mib": %s}' % number.encode()
+    message = decode("vm.create.v1", body, among=REQUESTS)
+    assert isinstance(message, CreateVm)
+    assert encode(message) == b'{"memory_mib":4096,"image":{"name":"tiny"}}'
+
+
+@pytest.mark.parametrize(
+    "document", [CreateVm, UpdateVm, CreateToken, UpdateQuota], ids=lambda document: document.__name__
+)
+def test_what_a_document_refuses_its_schema_refuses(document: type[Document]) -> None:
+    """What a pattern, a bound or a combination forbids stands in the schema too, so that clients know beforehand."""
+    validator = Draft202012Validator(document.model_json_schema())
+    for bad in REFUSED[document]:
+        assert not validator.is_valid(bad), bad
+        with pytest.raises(ValidationError):
+            document.model_validate_json(json.dumps(bad))
+
+
+REFUSED: dict[type[Document], list[dict[str, Any]]] = {
+    CreateVm: [
+        GOOD | {"labels": {"b@d": "x"}},
+        GOOD | {"labels": {str(n): "" for n in range(33)}},
+        GOOD | {"placement": {"require_labels": {"b@d": "x"}}},
+        GOOD | {"ssh_keys": ["not a public key at all"]},
+        GOOD | {"user_data": "x", "user_data_base64": "eA=="},
+        GOOD | {"user_data_base64": "***"},
+        GOOD | {"user_data_base64": "eA="},
+        GOOD | {"vcpus": 0},
+        GOOD | {"vcpus": 1.5},
+        {"image": {"url": "ftp://h/xxxxx", "sha256": SHA}},
+        {"image": {"url": "http://user:secret@h/x", "sha256": SHA}},
+        {"image": {"url": "file://host/x", "sha256": SHA}},
+    ],
+    UpdateVm: [{"labels": {"b@d": None}}, {"labels": {"a": 1}}, {"vcpus": 2}],
+    CreateToken: [{"name": "x", "role": "owner"}, {"name": "x", "expires_at": 10046}, {}],
+    UpdateQuota: [{"vms": -1}, {"requests_per_s": 0}, {"requests_per_s": None}],
+}

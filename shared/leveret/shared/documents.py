@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from leveret.shared.errors import Problem
 from leveret.shared.lifecycle import Desired, State
@@ -21,12 +31,46 @@ MAX_REQUEST_BYTES = 2 * 1024 * 1024
 VmName = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,63}$")]
-Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=32)]
+MAX_LABELS = 32
+
+
+def _names_have_a_pattern(schema: dict[str, Any]) -> None:
+    """Say that names that do not match are refused: `patternProperties` alone lets them pass."""
+    ((pattern, value),) = schema.pop("patternProperties").items()
+    schema |= {"propertyNames": {"pattern": pattern}, "additionalProperties": value}
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 4096.0 and 4.096e3 are integers as much as 4096 is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=MAX_LABELS, json_schema_extra=_names_have_a_pattern)]
 ShortName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-SshKey = Annotated[str, StringConstraints(min_length=16, max_length=8192, strip_whitespace=True)]
+SshKey = Annotated[
+    str,
+    StringConstraints(min_length=16, max_length=8192, strip_whitespace=True),
+    Field(
+        json_schema_extra={
+            "pattern": r"^(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*[!-~])?$",
+        }
+    ),
+]
+
+Base64 = Annotated[
+    str,
+    Field(
+        json_schema_extra={
+            "contentEncoding": "base64",
+            "pattern": "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+        }
+    ),
+]
 
 _SSH_KEY = re.compile(r"(ssh-|ecdsa-|sk-)[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( [^\x00-\x1f\x7f]*)?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d")
 _PRINTABLE_URL = re.compile(r"[\x21-\x7e]+")
 
 
@@ -45,7 +89,15 @@ class ImageByName(Document):
 class ImageByUrl(Document):
     """An image to fetch: what arrives must have this sha256, or the build fails and says so."""
 
-    url: Annotated[str, StringConstraints(min_length=8, max_length=2048)]
+    url: Annotated[
+        str,
+        StringConstraints(min_length=8, max_length=2048),
+        Field(
+            json_schema_extra={
+                "pattern": r"^(https?://[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?([/?#][!-~]*)?|file:///[!-~]*)$"
+            }
+        ),
+    ]
     sha256: Sha256
     format: Literal["qcow2", "raw"] = "qcow2"
 
@@ -78,14 +130,23 @@ class Placement(Document):
 class CreateVm(Document):
     """Get me a VM."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["user_data", "user_data_base64"],
+                "properties": {"user_data": {"type": "string"}, "user_data_base64": {"type": "string"}},
+            }
+        }
+    )
+
     name: VmName | None = None
-    vcpus: Annotated[int, Field(ge=1, le=256, strict=True)] = 1
-    memory_mib: Annotated[int, Field(ge=64, le=4 * 1024 * 1024, strict=True)] = 1024
-    disk_gib: Annotated[int, Field(ge=1, le=64 * 1024, strict=True)] = 10
+    vcpus: Annotated[int, Field(ge=1, le=256, strict=True), WHOLE] = 1
+    memory_mib: Annotated[int, Field(ge=64, le=4 * 1024 * 1024, strict=True), WHOLE] = 1024
+    disk_gib: Annotated[int, Field(ge=1, le=64 * 1024, strict=True), WHOLE] = 10
     image: ImageByName | ImageByUrl
     ssh_keys: Annotated[tuple[SshKey, ...], Field(max_length=64)] = ()
     user_data: Annotated[str | None, Field(max_length=MAX_USER_DATA_BYTES)] = None
-    user_data_base64: Annotated[str | None, Field(max_length=4 * MAX_USER_DATA_BYTES // 3 + 4)] = None
+    user_data_base64: Annotated[Base64 | None, Field(max_length=4 * MAX_USER_DATA_BYTES // 3 + 4)] = None
     network: ShortName = "default"
     labels: Labels = {}
     placement: Placement = Placement()
@@ -119,6 +180,23 @@ class CreateVm(Document):
             raise ValueError(f"user_data_base64 is not base64: {error}") from error
 
 
+class Patch(Document):
+    """A document in which a field that is not given stays as it is."""
+
+
+class UpdateVm(Patch):
+    """Call it otherwise, or label it anew. Neither touches the guest; its hostname stays what it was made with.
+
+    A label whose value is null goes; labels that are not named stay.
+    """
+
+    name: VmName | None = None
+    labels: Annotated[
+        dict[LabelKey, LabelValue | None],
+        Field(max_length=2 * MAX_LABELS, json_schema_extra=_names_have_a_pattern),
+    ] = {}
+
+
 class DeleteVm(Document):
     """Make it go away, whatever state it is in. May be asked as often as you like (law 7)."""
 
@@ -130,7 +208,7 @@ class StartVm(Document):
 class StopVm(Document):
     """Ask the guest to shut down; switch it off when it has not done so in time."""
 
-    grace_s: Annotated[int, Field(ge=0, le=600, strict=True)] = 60
+    grace_s: Annotated[int, Field(ge=0, le=600, strict=True), WHOLE] = 60
 
 
 class RebootVm(Document):
@@ -139,6 +217,88 @@ class RebootVm(Document):
 
 class RetryVm(Document):
     """Try a VM in `error` again, on any host."""
+
+
+# Projects, and who may do what in them. Only administrators send these, and only over REST.
+
+#: `admin` administers the whole installation, `member` changes the VMs of its project, `reader` only looks at them.
+Role = Literal["admin", "member", "reader"]
+AmqpRole = Literal["member", "reader"]
+
+ProjectId = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,61}$")]
+
+
+def _not_our_own(name: str) -> str:
+    if name.startswith("leveret"):
+        raise ValueError("names that begin with leveret belong to Leveret's own processes")
+    return name
+
+
+#: Without a dot, since a client owns the queues `client.<user>.*`.
+AmqpUserName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,61}$"), AfterValidator(_not_our_own)]
+Amount = Annotated[int, Field(ge=0, le=2**53, strict=True), WHOLE]
+VmAmount = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True), WHOLE]
+Rate = Annotated[int, Field(ge=1, le=1_000_000, strict=True), WHOLE]
+
+
+class UpdateQuota(Patch):
+    """Other limits for a project; null is none. Requests over REST and AMQP draw on one allowance."""
+
+    vms: VmAmount | None = None
+    vcpus: VmAmount | None = None
+    memory_mib: Amount | None = None
+    disk_gib: Amount | None = None
+    requests_per_s: Rate = 500
+    request_burst: Rate = 5000
+
+
+class CreateProject(Document):
+    """A project: VMs, tokens and events of its own. Its id is in the address."""
+
+    quota: UpdateQuota = UpdateQuota()
+
+
+class DeleteProject(Document):
+    """Close a project that has no VMs any more. Its tokens and broker users end; its id is never used again."""
+
+
+def _written_out(value: object) -> object:
+    """Pydantic would take a number, or a text of digits, for seconds since the epoch."""
+    if isinstance(value, int | float) or (isinstance(value, str) and not _DATE.match(value)):
+        raise ValueError("must be a time with its zone, such as 2027-01-31T12:00:00Z")
+    return value
+
+
+def _representable(value: datetime) -> datetime:
+    if not 2000 <= value.year <= 9000:
+        raise ValueError("must be between the years 2000 and 9000")
+    return value
+
+
+#: A moment that every clock, time zone and database here can hold.
+Moment = Annotated[AwareDatetime, BeforeValidator(_written_out), AfterValidator(_representable)]
+
+
+class CreateToken(Document):
+    """A token to ask with. Its name says who or what holds it."""
+
+    name: ShortName
+    role: Role = "member"
+    expires_at: Moment | None = None
+
+
+class RevokeToken(Document):
+    """End a token. It works nowhere five seconds later."""
+
+
+class AddAmqpUser(Document):
+    """Let this broker user speak for a project. A `reader` only follows events."""
+
+    role: AmqpRole = "member"
+
+
+class RemoveAmqpUser(Document):
+    """Let this broker user speak for nobody."""
 
 
 class Endpoint(Document):
@@ -188,27 +348,39 @@ class VmView(Document):
     updated_at: datetime
 
 
+def revision_of(generation: int, updated_at: datetime) -> str:
+    """What changes whenever a VM's document does: its ETag over REST, and what `if_match` is held against."""
+    return f"{generation}.{int(updated_at.timestamp() * 1_000_000)}"
+
+
 class RequestView(Document):
-    """What became of a request: `accepted` is committed (law 2); `queued` is safe with the broker, not yet judged."""
+    """What became of a request: `accepted` is committed (law 2); `queued` is safe with the broker, not yet judged.
+
+    `would_be_accepted` answers a dry run: nothing was claimed, and the next moment may decide otherwise.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     request_id: str
     vm_id: UUID
-    verdict: Literal["accepted", "queued"]
+    verdict: Literal["accepted", "queued", "would_be_accepted"]
     vm: VmView | None
 
 
 class EventView(Document):
-    """One fact of a VM's life. `seq` counts every event of a project without a gap."""
+    """One fact: of a VM's life, of a request that was refused, or about the project itself.
+
+    `seq` counts every event of a project without a gap. What is not about a VM has neither id nor name nor state; a
+    refused request (`rejected`) has no state.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     seq: int
-    vm_id: UUID
-    vm_name: str
+    vm_id: UUID | None
+    vm_name: str | None
     type: str
-    state: State
+    state: State | None
     at: datetime
     data: dict[str, Any]
 
@@ -244,3 +416,72 @@ class ImageView(Document):
     url: str
     sha256: str
     format: str
+
+
+class Usage(Document):
+    """What a project has: every VM counts until it is deleted."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    vms: int
+    vcpus: int
+    memory_mib: int
+    disk_gib: int
+
+
+class QuotaView(Document):
+    """A project's limits; null is none."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    vms: int | None
+    vcpus: int | None
+    memory_mib: int | None
+    disk_gib: int | None
+    requests_per_s: int
+    request_burst: int
+
+
+class ProjectView(Document):
+    """A project with its limits and what it uses of them."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    quota: QuotaView
+    usage: Usage
+    created_at: datetime
+
+
+class TokenView(Document):
+    """A token without its secret. `last_used_at` is accurate to a minute."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: UUID
+    project: str
+    name: str
+    role: Role
+    created_at: datetime
+    created_by: str | None
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+class NewTokenView(TokenView):
+    """A new token. `token` is told this once, and stored nowhere."""
+
+    token: str
+
+
+class AmqpUserView(Document):
+    """A broker user that speaks for a project."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    project: str
+    role: AmqpRole
+    created_at: datetime
+    created_by: str | None

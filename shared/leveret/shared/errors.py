@@ -25,6 +25,12 @@ class Code(StrEnum):
     STATE_CONFLICT = "state_conflict"
     IMAGE_UNKNOWN = "image_unknown"
     NETWORK_UNKNOWN = "network_unknown"
+    PRECONDITION_FAILED = "precondition_failed"
+    PROJECT_NOT_FOUND = "project_not_found"
+    PROJECT_IN_USE = "project_in_use"
+    TOKEN_NOT_FOUND = "token_not_found"  # noqa: S105  (a code)
+    AMQP_USER_NOT_FOUND = "amqp_user_not_found"
+    QUOTA_EXCEEDED = "quota_exceeded"
     NO_CAPACITY = "no_capacity"
     NO_ADDRESS = "no_address"
     RATE_LIMITED = "rate_limited"
@@ -62,9 +68,9 @@ class Code(StrEnum):
 HINTS: dict[Code, str] = {
     Code.INVALID_REQUEST: "Correct the fields named in `errors` and send the request again.",
     Code.UNSUPPORTED_CONTENT_TYPE: "Send one JSON document with content type application/json.",
-    Code.UNKNOWN_TYPE: "Use one of the message types listed in docs/architecture.md.",
+    Code.UNKNOWN_TYPE: "Use one of the message types listed in docs/asyncapi.yaml.",
     Code.BODY_TOO_LARGE: "Make the document smaller; user-data may be up to 1 MiB.",
-    Code.UNAUTHENTICATED: "Send `Authorization: Bearer TOKEN`; `leveret up` prints where the token is kept.",
+    Code.UNAUTHENTICATED: "Over REST send `Authorization: Bearer TOKEN`; over AMQP set user_id to your broker user.",
     Code.FORBIDDEN: "Use credentials that may do this.",
     Code.NOT_FOUND: "Look at GET / for what exists.",
     Code.METHOD_NOT_ALLOWED: "Look at /docs for the methods of this address.",
@@ -75,9 +81,15 @@ HINTS: dict[Code, str] = {
     Code.STATE_CONFLICT: "Look at the VM's present state with `leveret show`.",
     Code.IMAGE_UNKNOWN: "Name a registered image (`leveret images`), or give its url and sha256.",
     Code.NETWORK_UNKNOWN: "Leave `network` out to use the default one.",
+    Code.PRECONDITION_FAILED: "Somebody changed it meanwhile: read it again, and decide anew.",
+    Code.PROJECT_NOT_FOUND: "List projects with `leveret project list`.",
+    Code.PROJECT_IN_USE: "Delete its VMs first and wait until they are gone.",
+    Code.TOKEN_NOT_FOUND: "List tokens with `leveret token list`.",
+    Code.AMQP_USER_NOT_FOUND: "List the project's broker users with `leveret project amqp-users`.",
+    Code.QUOTA_EXCEEDED: "Delete VMs of this project, ask for less, or ask an administrator for more.",
     Code.NO_CAPACITY: "Ask for less, add a host, or delete a VM; `details` counts what refused each host.",
     Code.NO_ADDRESS: "Delete VMs of this network or use a larger one.",
-    Code.RATE_LIMITED: "Wait for the time in Retry-After and try again.",
+    Code.RATE_LIMITED: "Wait for `retry_after_s` (over REST: Retry-After) and send the same request again.",
     Code.UNAVAILABLE: "Try again in a moment; the same id or Idempotency-Key makes that safe.",
     Code.HANDLER_CRASHED: "This is a defect in Leveret: report it with the message kept in leveret.dead.",
     Code.INTERNAL: "This is a defect in Leveret: report it with the request id.",

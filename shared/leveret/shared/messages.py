@@ -5,13 +5,14 @@ Small facts (law 8). What a message is about stands in the AMQP properties (`typ
 """
 
 import hashlib
-from typing import Any, Literal
+import json
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leveret.shared import documents
-from leveret.shared.errors import Code, Problem, fail
+from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.lifecycle import Observed, State, Step, Wanted
 
 CONTENT_TYPE = "application/json"
@@ -164,6 +165,7 @@ class Verdict(Message):
     request_id: str
     vm_id: UUID | None
     accepted: bool
+    dry_run: bool = False
     generation: int | None = None
     state: State | None = None
     name: str | None = None
@@ -183,34 +185,86 @@ class CloudEvent(Message):
     datacontenttype: Literal["application/json"]
     sequence: str
     data: dict[str, Any]
+    traceparent: str | None = None
+
+
+# The API to the conductor, about projects. Only a gateway is listened to; the header `project` names the project.
+
+
+class NewToken(documents.CreateToken):
+    """A token to be known by the SHA-256 of its secret, in hex."""
+
+    token_id: UUID
+    hash: documents.Sha256
+
+
+class EndToken(documents.RevokeToken):
+    token_id: UUID
+
+
+class NewAmqpUser(documents.AddAmqpUser):
+    user: documents.AmqpUserName
+
+
+class EndAmqpUser(documents.RemoveAmqpUser):
+    user: documents.AmqpUserName
+
+
+class TokensUsed(Message):
+    """When tokens were last used, in seconds since the epoch by the API's clock; only ever shown."""
+
+    last_used: dict[UUID, float]
 
 
 Registry = dict[str, type[BaseModel]]
 
-#: The registry: the AMQP `type` of every message. Requests carry the very documents of the REST API.
+#: What clients may ask for: the very documents of the REST API, under a type that names the version of the contract.
 REQUESTS: Registry = {
-    "vm.create": documents.CreateVm,
-    "vm.delete": documents.DeleteVm,
-    "vm.start": documents.StartVm,
-    "vm.stop": documents.StopVm,
-    "vm.reboot": documents.RebootVm,
-    "vm.retry": documents.RetryVm,
+    "vm.create.v1": documents.CreateVm,
+    "vm.update.v1": documents.UpdateVm,
+    "vm.delete.v1": documents.DeleteVm,
+    "vm.start.v1": documents.StartVm,
+    "vm.stop.v1": documents.StopVm,
+    "vm.reboot.v1": documents.RebootVm,
+    "vm.retry.v1": documents.RetryVm,
 }
-REGISTRY: Registry = REQUESTS | {
-    "host.desired": DesiredVm,
-    "host.list": ListVms,
-    "host.console": ReadConsole,
-    "console.tail": ConsoleTail,
-    "host.report": HostReport,
-    "host.heartbeat": Heartbeat,
-    "request.verdict": Verdict,
-    "vm.event": CloudEvent,
+#: What only a gateway may ask for, on behalf of an administrator.
+ADMINISTRATION: Registry = {
+    "project.create.v1": documents.CreateProject,
+    "project.quota.v1": documents.UpdateQuota,
+    "project.delete.v1": documents.DeleteProject,
+    "token.create.v1": NewToken,
+    "token.revoke.v1": EndToken,
+    "token.used.v1": TokensUsed,
+    "amqp_user.add.v1": NewAmqpUser,
+    "amqp_user.remove.v1": EndAmqpUser,
 }
+#: What clients hear.
+ANSWERS: Registry = {
+    "request.verdict.v1": Verdict,
+    "vm.event.v1": CloudEvent,
+}
+#: The registry: the AMQP `type` of every message.
+REGISTRY: Registry = (
+    REQUESTS
+    | ADMINISTRATION
+    | ANSWERS
+    | {
+        "host.desired": DesiredVm,
+        "host.list": ListVms,
+        "host.console": ReadConsole,
+        "console.tail": ConsoleTail,
+        "host.report": HostReport,
+        "host.heartbeat": Heartbeat,
+    }
+)
 TYPE_OF: dict[type[BaseModel], str] = {model: name for name, model in REGISTRY.items()}
 
 
 def encode(message: BaseModel) -> bytes:
-    """The body of a message."""
+    """The body of a message. What a patch does not give stays out of it: a null that is given means something."""
+    if isinstance(message, documents.Patch):
+        return message.model_dump_json(exclude_unset=True).encode()
     return message.model_dump_json(exclude_defaults=True).encode()
 
 
@@ -220,17 +274,67 @@ def decode(message_type: str | None, body: bytes, *, among: Registry | None = No
     Raises LeveretError with `unknown_type`, `body_too_large` or `invalid_request`; the text of a bad value is
     never repeated, since it may be a secret.
     """
-    model = (among or REGISTRY).get(message_type or "")
+    known = among or REGISTRY
+    model = known.get(message_type or "")
     if model is None:
-        raise fail(Code.UNKNOWN_TYPE, f"No message of type {(message_type or '')[:64]!r} is known here.")
+        raise _unknown(message_type or "", known)
     if len(body) > documents.MAX_REQUEST_BYTES:
         raise fail(Code.BODY_TOO_LARGE, f"The body has {len(body)} bytes; {documents.MAX_REQUEST_BYTES} may be sent.")
+    return parse(model, body) if issubclass(model, documents.Document) else _parse(model, body)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], body: bytes) -> Model:
+    """The document in these bytes, which must be one strict JSON document in UTF-8.
+
+    Pydantic's parser goes first: it bounds the depth, and refuses unknown fields, NaN and wrong types. It lets a
+    repeated field pass, and of two values one would be dropped silently: that is refused afterwards.
+    Raises LeveretError `invalid_request`.
+    """
+    document = _parse(model, body)
+    try:
+        json.loads(body, object_pairs_hook=_refuse_duplicates)
+    except _Duplicate:
+        raise invalid("a field stands there twice") from None
+    except (ValueError, RecursionError):
+        raise invalid("this is not one JSON document in UTF-8") from None
+    return document
+
+
+def _parse(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise fail(
-            Code.INVALID_REQUEST, f"This is not a valid {message_type} document.", errors=explain(error)
-        ) from None
+        raise fail(Code.INVALID_REQUEST, "The document is not valid.", errors=explain(error)) from None
+    except (ValueError, RecursionError):
+        raise invalid("this is not one JSON document in UTF-8") from None
+
+
+class _Duplicate(Exception):
+    """The same field twice in one object."""
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise _Duplicate
+    return fields
+
+
+def invalid(message: str, *, field: str = "(document)") -> LeveretError:
+    """The refusal of a document or one of its fields."""
+    errors = [{"field": field, "message": message}]
+    return fail(Code.INVALID_REQUEST, "The document is not valid.", errors=errors)
+
+
+def _unknown(message_type: str, known: Registry) -> LeveretError:
+    shown = message_type[:64]
+    name, _, version = message_type.rpartition(".v")
+    if name and version.isdecimal() and (spoken := [own for own in known if own.startswith(f"{name}.v")]):
+        return fail(Code.UNKNOWN_TYPE, f"This Leveret does not speak {shown!r} but {spoken[0]!r}.")
+    return fail(Code.UNKNOWN_TYPE, f"No message of type {shown!r} is known here.")
 
 
 def explain(error: ValidationError) -> list[dict[str, str]]:

@@ -31,17 +31,20 @@ REPORTS = Exchange("leveret.reports", aio_pika.ExchangeType.DIRECT)
 HEARTBEATS = Exchange("leveret.heartbeats", aio_pika.ExchangeType.DIRECT)
 DEAD = Exchange("leveret.dead", aio_pika.ExchangeType.FANOUT)
 
-#: Redeliveries after which a message counts as one that kills its consumer. Every lost connection counts as one for all
-#: that was prefetched, so it is generous: what merely crashes a handler is found out after three attempts.
-DELIVERY_LIMIT = 1000
+#: Redeliveries after which a message counts as one that kills its consumer: the next consumer buries it unread. Every
+#: lost connection counts as one for all that was prefetched, so it is generous: what merely crashes a handler is found
+#: out after three attempts.
+REDELIVERIES_MAX = 900
 
+#: Without a dead-letter exchange, since the broker's own dead-lettering cannot be trusted with what strangers send: on
+#: RabbitMQ 3.10 one expired message with a malformed `x-death` header stops it for the queue, for good. What is to be
+#: kept, a consumer buries. The broker's limit (20 in 4.x unless it is set) only stands behind `REDELIVERIES_MAX`.
 _QUORUM: dict[str, Any] = {
     "x-queue-type": "quorum",
-    "x-delivery-limit": DELIVERY_LIMIT,
-    "x-dead-letter-exchange": DEAD.name,
-    "x-dead-letter-strategy": "at-least-once",
+    "x-delivery-limit": REDELIVERIES_MAX + 100,
     "x-overflow": "reject-publish",
     "x-max-length": 200_000,
+    "x-max-length-bytes": 1024 * 1024 * 1024,
 }
 
 REQUESTS_QUEUE = Queue("leveret.conductor.requests", _QUORUM, ((REQUESTS, "#"),))
@@ -51,7 +54,12 @@ HEARTBEATS_QUEUE = Queue(
     {"x-message-ttl": 15_000, "x-max-length": 10_000, "x-overflow": "drop-head"},
     ((HEARTBEATS, "heartbeat"),),
 )
-DEAD_QUEUE = Queue("leveret.dead", {"x-queue-type": "quorum", "x-max-length": 1_000_000}, ((DEAD, ""),))
+#: The newest are kept. What a consumer buries is cut to a few KiB; this bound holds whatever anybody sends.
+DEAD_QUEUE = Queue(
+    "leveret.dead",
+    {"x-queue-type": "quorum", "x-max-length": 100_000, "x-max-length-bytes": 256 * 1024 * 1024},
+    ((DEAD, ""),),
+)
 
 
 def host_queue(host_id: UUID) -> Queue:

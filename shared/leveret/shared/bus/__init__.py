@@ -1,5 +1,6 @@
 """The bus: RabbitMQ as Leveret uses it, and nothing more general (there is one broker)."""
 
+from leveret.shared.bus.answering import Answerer
 from leveret.shared.bus.asking import Caller
 from leveret.shared.bus.consuming import (
     DONE,
@@ -17,6 +18,7 @@ from leveret.shared.bus.publishing import Envelope, Publisher, Refused, Unroutab
 
 __all__ = [
     "DONE",
+    "Answerer",
     "Caller",
     "Consumer",
     "Delivery",

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import aiormq
@@ -17,15 +18,36 @@ from pydantic import BaseModel
 from leveret.shared import topology
 from leveret.shared.bus.link import BROKER_ERRORS, Link
 from leveret.shared.bus.publishing import Envelope, Publisher
+from leveret.shared.bus.reading import UNREADABLE, faults_of
+from leveret.shared.documents import MAX_REQUEST_BYTES
 from leveret.shared.errors import Code, LeveretError, Problem, fail
-from leveret.shared.messages import CONTENT_TYPE, Registry, decode
+from leveret.shared.messages import CONTENT_TYPE, Registry, decode, invalid
 
 log = structlog.get_logger()
 
 
+#: What the broker writes into a message that it dead-letters (RabbitMQ's documentation, "Dead-lettered messages").
+_DEAD_LETTERED = {
+    f"x-{when}death{what}"
+    for when, what in (("", ""), *product(("first-", "last-"), ("-queue", "-reason", "-exchange")))
+}
+
+#: What is kept of a body that is too large to be worked on, and of one that is buried.
+KEPT_BYTES = 16 * 1024
+#: Headers that go with a message into `leveret.dead`, and the characters kept of each.
+BURIED_HEADERS_MAX = 32
+BURIED_TEXT_MAX = 256
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message as it came, not yet trusted."""
+    """One message as it came, not yet trusted. Everything in it is bounded plain data.
+
+    `cut_bytes` were dropped from the end of a body that is too large. `faults` are parts that could not be read:
+    what stands in the other fields is then not all that was said. `strayed` means that the message did not come
+    straight from its sender through the queue's own exchange: the broker checked `user_id` for another place, and
+    it may be somebody else's message that was led here by a binding or by dead-lettering.
+    """
 
     queue: str
     body: bytes
@@ -36,16 +58,57 @@ class Delivery:
     user_id: str | None
     reply_to: str | None
     correlation_id: str | None
+    content_encoding: str | None = None
+    exchange: str = ""
+    routing_key: str = ""
+    cut_bytes: int = 0
+    faults: tuple[str, ...] = ()
+    strayed: bool = False
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body as it was sent."""
+        return len(self.body) + self.cut_bytes
 
     def decoded(self, *, among: Registry | None = None) -> BaseModel:
         """The message inside. Raises LeveretError with the reason when there is none."""
-        if self.content_type != CONTENT_TYPE:
+        if self.strayed:
+            raise invalid("a message must be published to its exchange by its sender", field="(path)")
+        if self.faults:
+            errors = [{"field": "(properties)", "message": fault} for fault in self.faults]
+            raise fail(Code.INVALID_REQUEST, "The message's properties are not valid.", errors=errors)
+        if not _is_json(self.content_type):
             raise fail(Code.UNSUPPORTED_CONTENT_TYPE, f"The content type is {str(self.content_type)[:64]!r}.")
+        if (self.content_encoding or "").lower() not in {"", "identity", "utf-8"}:
+            raise fail(
+                Code.UNSUPPORTED_CONTENT_TYPE,
+                f"The content encoding is {str(self.content_encoding)[:64]!r}, not utf-8.",
+            )
+        if self.cut_bytes:
+            raise fail(Code.BODY_TOO_LARGE, f"The body has {self.length} bytes; {MAX_REQUEST_BYTES} may be sent.")
         return decode(self.type, self.body, among=among)
 
     def header(self, name: str) -> str | None:
-        value = self.headers.get(name)
-        return value if isinstance(value, str) else None
+        """A header as text; None when it is not there. True is "true", 5 is "5", a table or a list "(unreadable)"."""
+        match self.headers.get(name):
+            case None:
+                return None
+            case str() as text:
+                return text
+            case bool() as flag:
+                return str(flag).lower()
+            case int() | float() as number:
+                return str(number)
+            case _:
+                return UNREADABLE
+
+
+def _is_json(content_type: str | None) -> bool:
+    """Whether this is `application/json`, in any case; its only parameter may be `charset=utf-8`."""
+    kind, *parameters = (part.strip() for part in (content_type or "").lower().split(";"))
+    return kind == CONTENT_TYPE and all(
+        parameter.replace('"', "") in {"", "charset=utf-8", "charset=utf8"} for parameter in parameters
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +139,9 @@ class Paused(Exception):
     """An infrastructure error: this batch must wait, unchanged and unacknowledged, until its store is back."""
 
 
+_WORN_OUT = Reject(Problem.of(Code.HANDLER_CRASHED, "This message was handed out again and again, and never finished."))
+
+
 @dataclass(slots=True)
 class _Held:
     delivery: Delivery
@@ -83,24 +149,43 @@ class _Held:
     channel: aiormq.abc.AbstractChannel
     crashes: int = 0
 
+    @property
+    def is_worn_out(self) -> bool:
+        """Whether it was handed out so often, by the broker's count, that it must be what ends its consumers."""
+        count = self.delivery.headers.get("x-delivery-count")
+        return isinstance(count, int) and count >= topology.REDELIVERIES_MAX
+
 
 class Consumer:
     """Hands a queue's messages to a handler in micro-batches, and acknowledges what it says is done.
 
     While a batch is worked on the next one gathers, so batches grow with the load and are one message long when
     idle. On `Paused` the consumer waits and tries the same batch again; it never gives messages back in a loop.
-    A handler that crashes gets its messages one by one; one that crashes it three times is rejected.
+    A handler that crashes gets its messages one by one; one that crashes it three times is rejected, and `lament` is
+    told of it, which the handler itself could not be.
+
+    The bytes it holds are bounded by the prefetch, two batches, times the largest request: a body beyond that is cut
+    as it arrives.
     """
 
     CRASHES_ALLOWED = 3
 
     def __init__(
-        self, link: Link, queue: topology.Queue, handle: Handler, morgue: Publisher, *, batch_max: int = 200
+        self,
+        link: Link,
+        queue: topology.Queue,
+        handle: Handler,
+        morgue: Publisher,
+        *,
+        batch_max: int = 200,
+        lament: Callable[[Delivery, Problem], Awaitable[None]] | None = None,
     ) -> None:
         self.queue = queue.name
+        self._exchanges = {exchange.name for exchange, _ in queue.bindings}
         self._link = link
         self._handle = handle
         self._morgue = morgue
+        self._lament = lament
         self._batch_max = batch_max
         self._inbox: deque[_Held] = deque()
         self._unacked: dict[int, None] = {}  # tags of this channel, oldest first
@@ -170,22 +255,35 @@ class Consumer:
             self._link.renew()
 
     async def _on_message(self, message: aiormq.abc.DeliveredMessage) -> None:
-        properties = message.header.properties
-        delivery = Delivery(
-            queue=self.queue,
-            body=bytes(message.body),
-            type=properties.message_type,
-            content_type=properties.content_type,
-            headers=properties.headers or {},
-            message_id=properties.message_id,
-            user_id=properties.user_id,
-            reply_to=properties.reply_to,
-            correlation_id=properties.correlation_id,
-        )
+        delivery = self._delivery_of(message)
         held = _Held(delivery, message.delivery_tag or 0, message.channel)
         if held.channel is self._channel:
             self._unacked[held.tag] = None
         self._put(held)
+
+    def _delivery_of(self, message: aiormq.abc.DeliveredMessage) -> Delivery:
+        properties = message.header.properties
+        headers = properties.headers or {}
+        body = bytes(message.body)
+        kept = body if len(body) <= MAX_REQUEST_BYTES else body[:KEPT_BYTES]
+        exchange = message.exchange or ""
+        return Delivery(
+            queue=self.queue,
+            body=kept,
+            type=properties.message_type,
+            content_type=properties.content_type,
+            headers=headers,
+            message_id=properties.message_id,
+            user_id=properties.user_id,
+            reply_to=properties.reply_to,
+            correlation_id=properties.correlation_id,
+            content_encoding=properties.content_encoding,
+            exchange=exchange,
+            routing_key=message.routing_key or "",
+            cut_bytes=len(body) - len(kept),
+            faults=faults_of(message.header),
+            strayed=exchange not in self._exchanges or not _DEAD_LETTERED.isdisjoint(headers),
+        )
 
     def _put(self, held: _Held) -> None:
         if held.channel is self._channel and not self._stopping:
@@ -208,19 +306,28 @@ class Consumer:
                 self._idle.set()
 
     async def _work(self, batch: list[_Held]) -> None:
-        outcomes = await self._judge(batch)
+        live = [held for held in batch if not held.is_worn_out]
+        judged = iter(await self._judge(live) if live else ())
+        outcomes = [_WORN_OUT if held.is_worn_out else next(judged) for held in batch]
+        later = asyncio.get_running_loop().call_later
         done: list[_Held] = []
+        burying: list[_Held] = []
         for held, outcome in zip(batch, outcomes, strict=True):
             match outcome:
                 case Done():
                     done.append(held)
                 case Retry(after_s):
-                    asyncio.get_running_loop().call_later(after_s, self._put, held)
-                case Reject(problem):
-                    if await self._bury(held.delivery, problem):
-                        done.append(held)
-                    else:
-                        asyncio.get_running_loop().call_later(1.0, self._put, held)
+                    later(after_s, self._put, held)
+                case Reject():
+                    burying.append(held)
+        problems = [outcome.problem for outcome in outcomes if isinstance(outcome, Reject)]
+        # All at once: a flood of faulty messages must not hold up the honest ones behind it.
+        buried = await asyncio.gather(*(self._bury(h.delivery, p) for h, p in zip(burying, problems, strict=True)))
+        for held, is_safe in zip(burying, buried, strict=True):
+            if is_safe:
+                done.append(held)
+            else:
+                later(1.0, self._put, held)
         self.handled += len(done)
         await self._acknowledge(done)
 
@@ -249,17 +356,14 @@ class Consumer:
     async def _bury(self, delivery: Delivery, problem: Problem) -> bool:
         """Whether the message is safe in `leveret.dead` with its reason."""
         log.warning("message.rejected", queue=self.queue, type=delivery.type, code=problem.code, why=problem.message)
-        headers = {
-            **{name: value for name, value in delivery.headers.items() if isinstance(value, str | int)},
-            "dead_queue": delivery.queue,
-            "dead_code": str(problem.code),
-            "dead_message": problem.message,
-            "dead_user": delivery.user_id or "",
-            "dead_message_id": delivery.message_id or "",
-        }
-        envelope = Envelope(headers=headers, correlation_id=delivery.correlation_id)
+        envelope = Envelope(headers=_epitaph(delivery, problem), correlation_id=delivery.correlation_id)
+        if self._lament is not None and problem.code is Code.HANDLER_CRASHED:
+            try:
+                await self._lament(delivery, problem)
+            except Exception:  # the rim
+                log.exception("message.not_lamented", queue=self.queue)
         try:
-            await self._morgue.publish_raw(topology.DEAD.name, delivery.body, delivery.type, envelope)
+            await self._morgue.publish_raw(topology.DEAD.name, delivery.body[:KEPT_BYTES], delivery.type, envelope)
         except LeveretError as error:
             log.warning("message.not_buried", queue=self.queue, why=str(error))
             return False
@@ -280,3 +384,24 @@ class Consumer:
                 await channel.basic_ack(together[-1], multiple=True, wait=False)
             for tag in tags[len(together) :]:
                 await channel.basic_ack(tag, wait=False)
+
+
+def _epitaph(delivery: Delivery, problem: Problem) -> dict[str, str | int]:
+    """The headers of a message in `leveret.dead`: its own, as far as they are small and harmless, and why it is there.
+
+    CC and BCC would have the broker route it, and names that begin with `x-` are the broker's own.
+    """
+    own = {
+        name: value[:BURIED_TEXT_MAX] if isinstance(value, str) else value
+        for name, value in delivery.headers.items()
+        if isinstance(value, str | int) and name not in {"CC", "BCC"} and not name.startswith(("x-", "dead_"))
+    }
+    return {
+        **dict(list(own.items())[:BURIED_HEADERS_MAX]),
+        "dead_queue": delivery.queue,
+        "dead_code": str(problem.code),
+        "dead_message": problem.message[: 4 * BURIED_TEXT_MAX],
+        "dead_user": delivery.user_id or "",
+        "dead_message_id": delivery.message_id or "",
+        "dead_length": delivery.length,
+    }

@@ -15,6 +15,7 @@ import structlog
 from aio_pika.abc import AbstractConnection
 
 from leveret.shared import topology
+from leveret.shared.bus import reading
 
 log = structlog.get_logger()
 
@@ -88,6 +89,7 @@ class Link:
 
     async def _live_once(self) -> None:
         self._broken.clear()
+        reading.install()
         connection = await aio_pika.connect(
             self._url,
             heartbeat=HEARTBEAT_S,
