@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import aio_pika
 import asyncpg
@@ -16,10 +17,18 @@ import pytest
 
 from leveret.conductor.migrate import migrate
 from leveret.shared import logs, topology
+from leveret.stack.client_permissions import client_permissions
 from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
 
 ROOT = Path(__file__).resolve().parents[1]
+
+#: Broker users with the permissions of AMQP clients; which project they speak for, each test's own database says.
+CLIENTS: dict[str, tuple[str, Literal["member", "reader"]]] = {
+    "ada": ("default", "member"),
+    "rex": ("default", "reader"),
+    "otto": ("other", "member"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +61,9 @@ def rabbit(run_dir: Path) -> Iterator[Rabbit]:
     server = Rabbit(run_dir / "rabbitmq")
     for user in ("leveret-api", "leveret-conductor", "leveret-compute"):
         server.create_user(user, configure=".*", write=".*", read=".*")
+    for user, (project, role) in CLIENTS.items():
+        may = client_permissions(user, project, role)
+        server.create_user(user, configure=may.configure, write=may.write, read=may.read)
     server.start()
     server.wait_ready()
     yield server

@@ -3,89 +3,23 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import aio_pika
-import asyncpg
 import pytest
-from peers import Gateway, Host, as_delivery, eventually, tiny, up
+from conductor_world import World
+from peers import Host, as_delivery, eventually, tiny
 
-from leveret.conductor.app import Conductor, limits_of
-from leveret.conductor.database import open_pool, prepare
+from leveret.conductor.app import limits_of
 from leveret.conductor.reports import ReportHandler
-from leveret.conductor.settings import ConductorSettings
 from leveret.shared.bus import DONE
 from leveret.shared.documents import DeleteVm, ImageByName, Placement, RebootVm, RetryVm, StartVm, StopVm
 from leveret.shared.errors import Code, Problem
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import Observed, State, Wanted
 from leveret.shared.messages import Capacity, HostReport
-from leveret.stack.rabbitmq import Rabbit
 
 pytestmark = pytest.mark.integration
-
-
-@dataclass
-class World:
-    """A conductor, somebody who asks, and a look into the database."""
-
-    conductor: Conductor
-    gateway: Gateway
-    db: "asyncpg.Connection[asyncpg.Record]"
-    rabbit: Rabbit
-
-    async def row(self, vm_id: uuid.UUID) -> Any:
-        return await self.db.fetchrow("SELECT * FROM vms WHERE id = $1", vm_id)
-
-    async def until(self, vm_id: uuid.UUID, state: State) -> Any:
-        async def there() -> Any:
-            row = await self.row(vm_id)
-            return row if row is not None and row["state"] == state else None
-
-        return await eventually(there, what=f"{vm_id} {state}")
-
-    async def until_ready(self, vm_id: uuid.UUID) -> None:
-        async def ready() -> bool:
-            return bool((await self.row(vm_id))["guest_ready"])
-
-        await eventually(ready, what=f"the guest of {vm_id} ready")
-
-    async def used(self) -> list[tuple[int, int, int]]:
-        rows = await self.db.fetch("SELECT vcpus_used, memory_mib_used, disk_gib_used FROM hosts ORDER BY name")
-        return [tuple(row) for row in rows]
-
-    @asynccontextmanager
-    async def hosts(self, *hosts: Host) -> AsyncIterator[None]:
-        async with up(*hosts):
-            for host in hosts:
-                await host.beat()
-
-            async def registered() -> bool:
-                return bool(await self.db.fetchval("SELECT count(*) = $1 FROM hosts", len(hosts)))
-
-            await eventually(registered, what="hosts registered")
-            yield
-
-
-@pytest.fixture
-async def world(broker: Rabbit, database: str) -> AsyncIterator[World]:
-    settings = ConductorSettings(
-        amqp_url=broker.url_of("leveret-conductor"), database_url=database, sweep_s=0.1, resend_s=0.5, drain_s=2
-    )
-    conductor = Conductor(settings, await open_pool(database, max_size=4))
-    await conductor.start()
-    db = await asyncpg.connect(database)
-    await prepare(db)
-    gateway = Gateway(broker)
-    try:
-        async with up(gateway):
-            yield World(conductor, gateway, db, broker)
-    finally:
-        await conductor.stop()
-        await db.close()
 
 
 async def test_a_vm_goes_from_request_to_running_to_deleted(world: World) -> None:

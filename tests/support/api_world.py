@@ -39,19 +39,28 @@ class Tenant:
         for role in ("admin", "member", "reader"):
             self.tokens[role] = await self.issue(role)
 
-    async def issue(self, role: str, *, expires_at: datetime | None = None, revoked: bool = False) -> str:
+    async def issue(
+        self, role: str, *, name: str | None = None, expires_at: datetime | None = None, revoked: bool = False
+    ) -> str:
         token = secrets.token_urlsafe(32)
+        token_id = new_id()
         await self.connection.execute(
             """INSERT INTO tokens (id, project_id, name, role, hash, expires_at, revoked_at)
-            VALUES ($1, $2, 'test', $3, $4, $5, CASE WHEN $6 THEN now() END)""",
-            new_id(),
+            VALUES ($1, $2, $3, $4, $5, $6, CASE WHEN $7 THEN now() END)""",
+            token_id,
             self.project,
+            name or f"{role}-{token_id}",
             role,
             hashlib.sha256(token.encode()).digest(),
             expires_at,
             revoked,
         )
         return token
+
+    async def revoke(self, token: str) -> None:
+        await self.connection.execute(
+            "UPDATE tokens SET revoked_at = now() WHERE hash = $1", hashlib.sha256(token.encode()).digest()
+        )
 
     def headers(self, role: str = "member") -> dict[str, str]:
         return {"Authorization": f"Bearer {self.tokens[role]}"}
@@ -118,7 +127,7 @@ class Tenant:
         await self.update(vm_id, state=state, observed_generation=1, deadline=None, **columns)
         await self.tell(vm_id, state, state)
 
-    async def tell(self, vm_id: UUID, kind: str, state: str, *, notify: bool = True) -> int:
+    async def tell(self, vm_id: UUID | None, kind: str, state: str | None, *, notify: bool = True) -> int:
         """Write an event, number it and notify, as the relay does. Returns its number."""
         async with self.connection.transaction():
             seq: int = await self.connection.fetchval(
@@ -129,7 +138,7 @@ class Tenant:
                 VALUES ($1, $2, $3, $4, $5, $6, '{}')""",
                 self.project,
                 vm_id,
-                name_for(vm_id),
+                name_for(vm_id) if vm_id is not None else None,
                 seq,
                 kind,
                 state,
@@ -137,6 +146,12 @@ class Tenant:
             if notify:
                 await self.connection.execute("SELECT pg_notify('leveret_events', $1)", self.project)
         return seq
+
+    async def forget(self, seq: int) -> None:
+        """Forget every event up to this one, as retention does."""
+        async with self.connection.transaction():
+            await self.connection.execute("DELETE FROM events WHERE project_id = $1 AND seq <= $2", self.project, seq)
+            await self.connection.execute("UPDATE projects SET forgotten_seq = $2 WHERE id = $1", self.project, seq)
 
     async def refuse(self, vm_id: UUID, request_id: str, problem: Problem) -> None:
         await self.connection.execute(
@@ -185,7 +200,7 @@ class ScriptedConductor:
 def verdict(delivery: Delivery, *, problem: Problem | None = None, generation: int = 1) -> Verdict:
     return Verdict(
         request_id=delivery.header("request_id") or "",
-        vm_id=UUID(delivery.header("vm_id")),
+        vm_id=UUID(vm_id) if (vm_id := delivery.header("vm_id")) else None,
         accepted=problem is None,
         generation=None if problem else generation,
         problem=problem,

@@ -11,6 +11,14 @@ QUERIES = {
                (coalesce(sum(v.vcpus), 0), coalesce(sum(v.memory_mib), 0), coalesce(sum(v.disk_gib), 0))""",
     "no host is overbooked": """
         SELECT name FROM hosts WHERE vcpus_used > vcpus OR memory_mib_used > memory_mib OR disk_gib_used > disk_gib""",
+    "quota counters equal the sum over the project's VMs": """
+        SELECT q.project_id, q.vms_used, q.vcpus_used, q.memory_mib_used, q.disk_gib_used
+        FROM quotas q LEFT JOIN vms v ON v.project_id = q.project_id AND v.state <> 'deleted' GROUP BY q.project_id
+        HAVING (q.vms_used, q.vcpus_used, q.memory_mib_used, q.disk_gib_used) IS DISTINCT FROM
+               (count(v.id), coalesce(sum(v.vcpus), 0), coalesce(sum(v.memory_mib), 0),
+                coalesce(sum(v.disk_gib), 0))""",
+    "every project has a quota": """
+        SELECT p.id FROM projects p LEFT JOIN quotas q ON q.project_id = p.id WHERE q.project_id IS NULL""",
     "nothing is placed for a deleted VM": "SELECT id FROM vms WHERE state = 'deleted' AND host_id IS NOT NULL",
     "addresses belong to living VMs, each to one, and both sides agree": """
         SELECT coalesce(a.vm_id, v.id), a.address, v.address

@@ -64,36 +64,44 @@ def as_delivery(message: BaseModel) -> Delivery:
     )
 
 
-class Gateway:
-    """Asks for VMs as the API does."""
+class Asker:
+    """Asks over the bus, as one broker user."""
 
-    def __init__(self, rabbit: Rabbit) -> None:
-        self._caller = Caller("leveret-api")
-        self.link = Link(rabbit.url_of("leveret-api"), "test-gateway")
-        self.link.add(Furniture())
+    def __init__(self, rabbit: Rabbit, user: str) -> None:
+        self._caller = Caller(user)
+        self.publisher = self._caller.publisher
+        self.link = Link(rabbit.url_of(user), f"test-{user}")
         self.link.add(self._caller)
 
-    async def ask(
-        self,
-        vm_id: uuid.UUID,
-        message: BaseModel,
-        *,
-        project: str = "default",
-        request_id: str | None = None,
-        wait_s: float = 10.0,
-    ) -> Verdict:
-        """The verdict on a request; fails when none comes."""
-        headers = {
-            "vm_id": str(vm_id),
-            "request_id": request_id or new_id().hex,
-            "requested_at": str(time.time()),
-            "project": project,
-        }
+    async def ask_with(self, message: BaseModel, headers: dict[str, Any], *, wait_s: float = 10.0) -> Verdict:
+        """The verdict on a message with these headers and no others; fails when none comes."""
         verdict = await self._caller.ask(
             topology.REQUESTS.name, TYPE_OF[type(message)], message, headers=headers, wait_s=wait_s
         )
         assert isinstance(verdict, Verdict), verdict
         return verdict
+
+    async def ask(self, vm_id: uuid.UUID, message: BaseModel, **headers: Any) -> Verdict:
+        """The verdict on a request about a VM."""
+        return await self.ask_with(message, {"vm_id": str(vm_id), "request_id": new_id().hex} | headers)
+
+
+class Gateway(Asker):
+    """Asks for VMs as the API does, on behalf of any project."""
+
+    def __init__(self, rabbit: Rabbit) -> None:
+        super().__init__(rabbit, "leveret-api")
+        self.link.add(Furniture())
+
+    async def ask(
+        self, vm_id: uuid.UUID, message: BaseModel, *, request_id: str | None = None, **headers: Any
+    ) -> Verdict:
+        named = {"request_id": request_id or new_id().hex, "requested_at": str(time.time()), "project": "default"}
+        return await super().ask(vm_id, message, **named | headers)
+
+    async def order(self, message: BaseModel, *, project: str = "default", actor: str = "token admin") -> Verdict:
+        """The verdict on an administrator's order."""
+        return await self.ask_with(message, {"project": project, "actor": actor, "request_id": new_id().hex})
 
 
 class Host:
@@ -173,7 +181,7 @@ class Host:
 
 
 @asynccontextmanager
-async def up(*peers: Gateway | Host) -> AsyncIterator[None]:
+async def up(*peers: Asker | Host) -> AsyncIterator[None]:
     """These peers, connected."""
     for peer in peers:
         peer.link.start()

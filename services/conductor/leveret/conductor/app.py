@@ -17,14 +17,17 @@ from prometheus_client import start_http_server
 from leveret.conductor import metrics
 from leveret.conductor.database import Pool, open_pool
 from leveret.conductor.decisions import Limits
+from leveret.conductor.dispatch import Answers
 from leveret.conductor.heartbeats import HeartbeatHandler
-from leveret.conductor.relay import Relay
+from leveret.conductor.identities import Identities
+from leveret.conductor.intake import Intake
+from leveret.conductor.relay import Relay, Waking
 from leveret.conductor.reports import ReportHandler
 from leveret.conductor.requests import RequestHandler
 from leveret.conductor.settings import ConductorSettings
 from leveret.conductor.sweeper import Sweeper
 from leveret.shared import logs, topology
-from leveret.shared.bus import Consumer, Furniture, Link, Paused, Publisher
+from leveret.shared.bus import Answerer, Consumer, Furniture, Link, Paused, Publisher
 from leveret.shared.loop import Loop
 
 log = structlog.get_logger()
@@ -43,8 +46,12 @@ class Conductor:
         self.publishing.add(self.publisher)
         self.consuming = Link(settings.amqp_url, "conductor-consume")
         self.consuming.add(Furniture())
+        self.answering = Link(settings.amqp_url, "conductor-answer")
+        self.answerer = Answerer(self.answering, settings.amqp_user)
 
         self.relay = Relay(pool, self.publisher)
+        furnisher = Loop("furnisher", _quiet(self.relay.furnish_once), every_s=5)
+        self.publishing.add(Waking(furnisher))
         self.sweeper = Sweeper(
             pool,
             self.publisher,
@@ -57,9 +64,22 @@ class Conductor:
         )
         relay_loop = Loop("relay", _quiet(self.relay.relay_once), every_s=0.5)
         sweep_loop = Loop("sweeper", _quiet(self.sweeper.sweep_once), every_s=settings.sweep_s)
-        self.loops = [relay_loop, sweep_loop, Loop("forgetter", _quiet(self.sweeper.forget_once), every_s=3600)]
+        self.loops = [
+            relay_loop,
+            sweep_loop,
+            furnisher,
+            Loop("forgetter", _quiet(self.sweeper.forget_once), every_s=3600),
+        ]
 
-        requests = RequestHandler(pool, self.publisher, limits, settings.gateway_users, relay=relay_loop, rng=rng)
+        requests = RequestHandler(
+            pool,
+            self.publisher,
+            limits,
+            Intake(pool, Identities(pool, settings.gateway_users)),
+            Answers(self.publisher, self.answerer, settings.gateway_users),
+            relay=relay_loop,
+            rng=rng,
+        )
         reports = ReportHandler(
             pool,
             self.publisher,
@@ -70,17 +90,31 @@ class Conductor:
         )
         heartbeats = HeartbeatHandler(pool, self.publisher)
         self.consumers = [
-            Consumer(self.consuming, queue, handle, self.publisher, batch_max=settings.batch_max)
-            for queue, handle in (
-                (topology.REQUESTS_QUEUE, requests.handle),
-                (topology.REPORTS_QUEUE, reports.handle),
-                (topology.HEARTBEATS_QUEUE, heartbeats.handle),
-            )
+            Consumer(
+                self.consuming,
+                topology.REQUESTS_QUEUE,
+                requests.handle,
+                self.publisher,
+                batch_max=settings.request_batch_max,
+                lament=requests.lament,
+            ),
+            Consumer(
+                self.consuming, topology.REPORTS_QUEUE, reports.handle, self.publisher, batch_max=settings.batch_max
+            ),
+            Consumer(
+                self.consuming,
+                topology.HEARTBEATS_QUEUE,
+                heartbeats.handle,
+                self.publisher,
+                batch_max=settings.batch_max,
+            ),
         ]
 
     async def start(self) -> None:
         self.publishing.start()
         self.consuming.start()
+        self.answering.start()
+        self.answerer.start()
         for consumer in self.consumers:
             consumer.start()
             metrics.CONSUMING.labels(queue=consumer.queue).set_function(partial(getattr, consumer, "is_consuming"))
@@ -92,8 +126,9 @@ class Conductor:
         await asyncio.gather(*(consumer.stop(self.settings.drain_s) for consumer in self.consumers))
         for loop in self.loops:
             await loop.stop()
-        await self.consuming.stop()
-        await self.publishing.stop()
+        await self.answerer.stop()
+        for link in (self.consuming, self.answering, self.publishing):
+            await link.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_s):
                 await self.pool.close()

@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Address
 from uuid import UUID
 
+from leveret.conductor.administration import project_not_found
 from leveret.conductor.database import Connection
 from leveret.conductor.decisions import Limits
 from leveret.conductor.placing import place
 from leveret.conductor.request import Request
 from leveret.conductor.rows import Change, Event, Vm
-from leveret.conductor.store import addresses, refusals, vms
+from leveret.conductor.store import addresses, events, refusals, vms
+from leveret.conductor.store.projects import Room
 from leveret.conductor.store.surroundings import Surroundings, look
 from leveret.shared.documents import CreateVm, ImageByName
 from leveret.shared.errors import Code, Problem
@@ -25,14 +27,18 @@ async def create(
     connection: Connection,
     creates: Sequence[Request],
     known: Mapping[UUID, Vm],
+    rooms: Mapping[str, Room],
     now: datetime,
     limits: Limits,
     rng: random.Random,
 ) -> list[Change]:
-    """Make the VMs that can be made, and set every verdict, but for those that lost a race and come again."""
+    """Make the VMs that can be made, and set every verdict, but for those that lost a race and come again.
+
+    `rooms` says what each project may still have; a project that is not in it is not there.
+    """
     around = await _look_around(connection, creates)
     fresh = [request for request in creates if _is_new(request, known.get(request.vm_id), around)]
-    wanted = _describe(fresh, around, now, limits)
+    wanted, too_much = _within_quota(_describe(fresh, around, now, limits), rooms)
     placements = await place(connection, [vm for _, vm in wanted], now, rng)
     by_id = {request.vm_id: request for request in fresh}
     for vm_id, problem in placements.refused.items():
@@ -42,15 +48,56 @@ async def create(
     await _finish(connection, written, by_id, around)
     for change in written:
         by_id[change.after.id].accept(change.after)
+    _refuse_too_much(too_much, unmade=len(wanted) - len(written))
+    await _record_refusals(connection, creates, around)
+    return written
+
+
+def _within_quota(
+    described: Sequence[tuple[Request, Vm]], rooms: Mapping[str, Room]
+) -> tuple[list[tuple[Request, Vm]], list[tuple[Request, Problem]]]:
+    """Those that their projects have room for, one after the other, and the rest with the reason."""
+    fitting: list[tuple[Request, Vm]] = []
+    too_much: list[tuple[Request, Problem]] = []
+    for request, vm in described:
+        room = rooms.get(vm.project_id)
+        if room is None:
+            request.refuse(project_not_found(vm.project_id).problem)
+        elif exceeded := room.exceeded_by(vm):
+            message = f"This would be more than project {vm.project_id!r} may have of {', '.join(exceeded)}."
+            too_much.append((request, Problem.of(Code.QUOTA_EXCEEDED, message, quota=exceeded)))
+        else:
+            room.take(vm)
+            fitting.append((request, vm))
+    return fitting, too_much
+
+
+def _refuse_too_much(too_much: Sequence[tuple[Request, Problem]], unmade: int) -> None:
+    """Unless others before them took room and were not made after all: then they come again, and are judged anew."""
+    for request, problem in too_much if not unmade else ():
+        request.refuse(problem)
+
+
+async def _record_refusals(connection: Connection, creates: Sequence[Request], around: Surroundings) -> None:
+    """Every refused create leaves its reason and a fact in the log; one that is only asked again leaves nothing new."""
+    refused = [
+        request
+        for request in creates
+        if request.problem is not None and not request.is_refused(Code.PROJECT_NOT_FOUND)  # there is nobody to tell
+    ]
     await refusals.reject(
         connection,
-        [
-            refusals.Rejection(request.vm_id, request.project, request.request_id, request.verdict.problem)
-            for request in creates
-            if request.verdict is not None and request.verdict.problem is not None
-        ],
+        [refusals.Rejection(r.vm_id, r.project, r.request_id, r.problem) for r in refused if r.problem is not None],
     )
-    return written
+    news = [
+        request for request in refused if _said_before(around, request.vm_id) != (request.project, request.request_id)
+    ]
+    await events.append(connection, [request.refusal() for request in news])
+
+
+def _said_before(around: Surroundings, vm_id: UUID) -> tuple[str | None, str | None]:
+    project, request_id, _ = around.rejected.get(vm_id, (None, None, None))
+    return project, request_id
 
 
 async def _look_around(connection: Connection, creates: Sequence[Request]) -> Surroundings:
@@ -149,7 +196,7 @@ def _birth(change: Change, request: Request) -> Change:
     vm = change.after
     requested = datetime.fromtimestamp(request.requested_at, UTC).isoformat()
     pending = replace(vm, state=State.PENDING)
-    accepted = Event(pending, "accepted", {"requested_at": requested, "request_id": request.request_id})
+    accepted = Event(pending, "accepted", {"requested_at": requested, **request.stamp()})
     return Change(None, vm, (accepted, *(replace(event, vm=vm) for event in change.events)))
 
 

@@ -56,8 +56,15 @@ async def open_pool(dsn: str, *, max_size: int) -> Pool:
 @asynccontextmanager
 async def transaction(pool: Pool) -> AsyncIterator[Connection]:
     """One transaction. Raises Paused when Postgres is away: the caller's batch waits and is tried again."""
+    async with statement(pool) as connection, connection.transaction():
+        yield connection
+
+
+@asynccontextmanager
+async def statement(pool: Pool) -> AsyncIterator[Connection]:
+    """For a statement that is a transaction by itself. Raises Paused when Postgres is away."""
     try:
-        async with pool.acquire(timeout=10) as connection, connection.transaction():
+        async with pool.acquire(timeout=10) as connection:
             yield connection
     except AWAY as error:
         if isinstance(error, MESSAGE_FAULTS) or (getattr(error, "sqlstate", None) or "").startswith(GUARD_STATES):

@@ -1,21 +1,19 @@
 """Telling hosts what to make true, and askers what became of their requests."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel
-
 from leveret.conductor.database import Connection
 from leveret.conductor.rows import VM_COLUMNS, Vm
 from leveret.shared import topology
-from leveret.shared.bus import Delivery, Envelope, Publisher
+from leveret.shared.bus import Answerer, Delivery, Envelope, Publisher
 from leveret.shared.bus.publishing import DIRECT_REPLY
 from leveret.shared.lifecycle import Desired, State, Step, Wanted
-from leveret.shared.messages import DesiredVm, Image, ListVms, Nic
+from leveret.shared.messages import DesiredVm, Image, ListVms, Nic, Verdict
 
 _COMMANDS = f"""
 SELECT {", ".join(f"v.{name}" for name in VM_COLUMNS)}, h.epoch, n.cidr, n.gateway, n.dns, u.user_data,
@@ -105,7 +103,29 @@ async def send(publisher: Publisher, commands: Sequence[Command]) -> None:
         await publisher.post(topology.HOSTS.name, str(command.host_id), command.message)
 
 
-async def answer(publisher: Publisher, delivery: Delivery, message: BaseModel) -> None:
-    """Reply to whoever asked, if it asked by direct reply-to; nobody else's queue is ever written to."""
-    if delivery.reply_to and delivery.reply_to.startswith(DIRECT_REPLY):
-        await publisher.post("", delivery.reply_to, message, envelope=Envelope(correlation_id=delivery.correlation_id))
+def is_answerable(delivery: Delivery) -> bool:
+    """Whether the asker waits for a direct reply; nobody else's queue is ever written to."""
+    return delivery.reply_to is not None and delivery.reply_to.startswith(DIRECT_REPLY)
+
+
+class Answers:
+    """Says to askers what became of their requests.
+
+    A gateway's address is its own. A client's may be made up to end the connection that writes to it: those are
+    answered over a connection that nothing else depends on.
+    """
+
+    def __init__(self, publisher: Publisher, answerer: Answerer, gateways: Collection[str]) -> None:
+        self._publisher = publisher
+        self._answerer = answerer
+        self._gateways = frozenset(gateways)
+
+    async def give(self, delivery: Delivery, verdict: Verdict) -> None:
+        """Reply, if a direct reply was asked for. It may be lost: the row is the truth."""
+        if not is_answerable(delivery) or not delivery.reply_to:
+            return
+        if delivery.user_id in self._gateways:
+            envelope = Envelope(correlation_id=delivery.correlation_id)
+            await self._publisher.post("", delivery.reply_to, verdict, envelope=envelope)
+        else:
+            self._answerer.answer(delivery, verdict)

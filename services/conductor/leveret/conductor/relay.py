@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
+from aio_pika.abc import AbstractConnection
 
 from leveret.conductor import metrics
-from leveret.conductor.database import Pool, Row, transaction
-from leveret.conductor.store import events
+from leveret.conductor.database import Pool, Row, statement, transaction
+from leveret.conductor.store import events, projects
 from leveret.shared import topology
 from leveret.shared.bus import Publisher, Refused
 from leveret.shared.errors import LeveretError
+from leveret.shared.loop import Loop
 from leveret.shared.messages import CloudEvent
 
 log = structlog.get_logger()
@@ -25,6 +27,16 @@ class Relay:
     def __init__(self, pool: Pool, publisher: Publisher) -> None:
         self._pool = pool
         self._publisher = publisher
+
+    async def furnish_once(self) -> None:
+        """Have an exchange for every project before its first event, so that its clients can bind to it."""
+        async with statement(self._pool) as connection:
+            ids = await projects.open_ids(connection)
+        for project in ids:
+            try:
+                await self._publisher.declare_exchange(topology.events_exchange(project))
+            except LeveretError:
+                return  # the broker is away, and its link says so; we come again
 
     async def relay_once(self) -> int:
         """Number and publish until nothing is left. Returns how many were published.
@@ -88,16 +100,33 @@ class Relay:
         return reached
 
 
+class Waking:
+    """A part of a link that wakes a loop whenever the link comes up: there may be something to make anew."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+
+    async def attach(self, _connection: AbstractConnection) -> None:
+        self._loop.wake()
+
+    def detach(self) -> None:
+        """Nothing to forget."""
+
+
 def cloud_event(row: dict[str, Any]) -> CloudEvent:
     """An event as the world sees it. Its id is the same however often it is sent."""
+    data, vm_id = dict(row["data"]), row["vm_id"]
+    if vm_id is not None:
+        data = {"vm_id": str(vm_id), "name": row["vm_name"], "state": row["state"], **data}
     return CloudEvent(
         specversion="1.0",
         datacontenttype="application/json",
         id=f"{row['project_id']}-{row['seq']}",
         source=f"/v1/projects/{row['project_id']}",
-        type=f"leveret.vm.{row['type']}.v1",
-        subject=str(row["vm_id"]),
+        type=f"leveret.{'' if vm_id is None else 'vm.'}{row['type']}.v1",
+        subject=str(vm_id or row["project_id"]),
         time=row["at"].isoformat(),
         sequence=str(row["seq"]),
-        data={"vm_id": str(row["vm_id"]), "name": row["vm_name"], "state": row["state"], **row["data"]},
+        data=data,
+        traceparent=data.get("traceparent"),
     )

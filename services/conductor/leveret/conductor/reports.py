@@ -10,7 +10,7 @@ from leveret.conductor.database import Pool, transaction
 from leveret.conductor.decisions import HOST_FAULTS, Limits, on_report
 from leveret.conductor.dispatch import Command
 from leveret.conductor.rows import Change, Vm
-from leveret.conductor.store import hosts, vms
+from leveret.conductor.store import hosts, projects, vms
 from leveret.shared.bus import DONE, Delivery, Outcome, Publisher, Reject
 from leveret.shared.errors import LeveretError
 from leveret.shared.lifecycle import Observed, State
@@ -72,7 +72,8 @@ class ReportHandler:
                 if change:
                     changes.append(change)
             failed, built = _builds(changes)
-            # In one order, before anything else takes some of them.
+            # In one order, before anything else takes some of them: see store.vms.
+            await projects.lock_rooms(connection, {c.after.project_id for c in changes if projects.frees_quota(c)})
             await hosts.lock(connection, {*failed, *(c.before.host_id for c in changes if c.before and c.gives_up)})
             await hosts.learn_epochs(connection, {host_id: report.epoch for host_id, report in lists.items()})
             await vms.record(connection, changes)

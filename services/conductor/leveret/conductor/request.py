@@ -4,86 +4,181 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from leveret.conductor.rows import Vm
+from leveret.conductor.administration import Order
+from leveret.conductor.dispatch import is_answerable
+from leveret.conductor.identities import Sender
+from leveret.conductor.rows import Change, Fact, Vm, told
 from leveret.shared.bus import Delivery
-from leveret.shared.errors import Code, Problem, fail
-from leveret.shared.messages import REQUESTS, Verdict
+from leveret.shared.bus.publishing import DIRECT_REPLY
+from leveret.shared.documents import CreateVm, revision_of
+from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+_IF_MATCH = re.compile(r"^[0-9]{1,19}(\.[0-9]{1,19})?$")
 
 
 @dataclass(slots=True)
 class Request:
-    """A request that could be read, and what has become of it so far."""
+    """A request that could be read, and what has become of it so far.
+
+    `if_match` is the revision that the VM must have, or only its generation; `dry_run` asks what would become of it.
+    """
 
     delivery: Delivery
+    sender: Sender
     vm_id: UUID
-    project: str
     request_id: str
     requested_at: float
     body: BaseModel
     spec_hash: bytes
+    if_match: str | None = None
+    dry_run: bool = False
+    traceparent: str | None = None
     verdict: Verdict | None = None
+
+    @property
+    def project(self) -> str:
+        return self.sender.project
 
     def accept(self, vm: Vm) -> None:
         self.verdict = Verdict(
             request_id=self.request_id,
             vm_id=self.vm_id,
             accepted=True,
+            dry_run=self.dry_run,
             generation=vm.generation,
             state=vm.state,
             name=vm.name,
-            address=str(vm.address) if vm.address else None,
+            address=str(vm.address) if vm.address and not self.dry_run else None,
         )
 
     def refuse(self, problem: Problem) -> None:
-        self.verdict = Verdict(request_id=self.request_id, vm_id=self.vm_id, accepted=False, problem=problem)
+        self.verdict = Verdict(
+            request_id=self.request_id, vm_id=self.vm_id, accepted=False, dry_run=self.dry_run, problem=problem
+        )
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why it was refused, if it was."""
+        return self.verdict.problem if self.verdict is not None else None
+
+    def is_refused(self, code: Code) -> bool:
+        return self.problem is not None and self.problem.code is code
+
+    def refusal(self) -> Fact:
+        """The fact that it was refused, for the project's log."""
+        assert self.problem is not None
+        return Fact(self.project, "rejected", {"problem": told(self.problem), **self.stamp()}, self.vm_id)
+
+    def check_revision(self, vm: Vm) -> None:
+        """Raises LeveretError `precondition_failed` when the VM is not what the asker saw last."""
+        revision = revision_of(vm.generation, vm.updated_at) if vm.updated_at else ""
+        if self.if_match is not None and self.if_match not in {revision, str(vm.generation)}:
+            raise fail(Code.PRECONDITION_FAILED, f"VM {vm.name} is not what it was.", revision=revision)
+
+    def signed(self, change: Change) -> Change:
+        """The change, with every fact saying which request it comes from."""
+        stamp = self.stamp()
+        events = tuple(_with(event, stamp) for event in change.events)
+        return Change(change.before, change.after, events)
+
+    def stamp(self) -> dict[str, Any]:
+        stamp = {"request_id": self.request_id, "by": self.sender.by}
+        return stamp | {"traceparent": self.traceparent} if self.traceparent else stamp
 
 
-def read(delivery: Delivery, gateways: Collection[str]) -> Request:
-    """Who asks for what. Raises LeveretError when that cannot be told."""
-    project = _project_of(delivery, gateways)
+def _with(event: Any, stamp: dict[str, Any]) -> Any:
+    return type(event)(event.vm, event.type, {**event.data, **stamp}, event.moved_from)
+
+
+def read(delivery: Delivery, sender: Sender) -> Request | Order:
+    """What is asked for. Raises LeveretError when that cannot be told, or this sender may not ask for it."""
+    _check_envelope(delivery, sender)
+    if sender.is_gateway and delivery.type in ADMINISTRATION:
+        body = delivery.decoded(among=ADMINISTRATION)
+        return Order(sender.project, sender.by, _request_id(delivery), body)
     body = delivery.decoded(among=REQUESTS)
-    request_id = delivery.header("request_id") or delivery.message_id or ""
-    if not _REQUEST_ID.match(request_id):
-        raise fail(Code.INVALID_REQUEST, "The header request_id must be 1 to 128 printable characters, no spaces.")
-    try:
-        vm_id = UUID(delivery.header("vm_id") or "")
-    except ValueError:
-        raise fail(Code.INVALID_REQUEST, "The header vm_id must be a UUID.") from None
     return Request(
         delivery=delivery,
-        vm_id=vm_id,
-        project=project,
-        request_id=request_id,
+        sender=sender,
+        vm_id=_vm_id(delivery),
+        request_id=_request_id(delivery),
         requested_at=_seconds(delivery.header("requested_at")),
         body=body,
         spec_hash=_hash(body),
+        if_match=_if_match(delivery),
+        dry_run=_dry_run(delivery, body),
+        traceparent=_traceparent(delivery),
     )
+
+
+def _check_envelope(delivery: Delivery, sender: Sender) -> None:
+    """What no honest client sends."""
+    if any(name in delivery.headers for name in ("CC", "BCC")):
+        raise _bad_header("CC", "a request goes to one place: leave CC and BCC out")
+    if delivery.reply_to and not is_answerable(delivery):
+        raise _bad_header("reply_to", f"only direct replies are given: set it to {DIRECT_REPLY}")
+    if not sender.may_write:
+        raise fail(Code.FORBIDDEN, "This broker user may only follow events.")
+    named = delivery.header("project")
+    if named is not None and named != sender.project:
+        raise fail(Code.FORBIDDEN, "This broker user does not speak for the project in the header project.")
+
+
+def _bad_header(name: str, message: str) -> LeveretError:
+    errors = [{"field": name, "message": message}]
+    return fail(Code.INVALID_REQUEST, "The properties of the message are not valid.", errors=errors)
+
+
+def _request_id(delivery: Delivery) -> str:
+    request_id = delivery.header("request_id") or delivery.message_id or ""
+    if not _REQUEST_ID.match(request_id):
+        raise _bad_header("request_id", "give 1 to 128 printable characters without spaces, here or as message_id")
+    return request_id
+
+
+def _vm_id(delivery: Delivery) -> UUID:
+    try:
+        return UUID(delivery.header("vm_id") or "")
+    except ValueError:
+        raise _bad_header("vm_id", "give a UUID") from None
+
+
+def _if_match(delivery: Delivery) -> str | None:
+    value = delivery.headers.get("if_match")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _IF_MATCH.match(value):
+        raise _bad_header("if_match", "give a generation, or generation and revision as in an ETag, as text")
+    return value
+
+
+def _dry_run(delivery: Delivery, body: BaseModel) -> bool:
+    value = delivery.headers.get("dry_run")
+    if value in {None, "false", False}:
+        return False
+    if value not in {"true", True} or not isinstance(body, CreateVm):
+        raise _bad_header("dry_run", "only a create can be tried, with the text true")
+    return True
+
+
+def _traceparent(delivery: Delivery) -> str | None:
+    value = delivery.header("traceparent")
+    return value if value and _TRACEPARENT.match(value) else None
 
 
 def _hash(body: BaseModel) -> bytes:
     """The same for the same wish, however it is written, and in every version that knows its fields."""
     document = body.model_dump(mode="json", exclude_defaults=True)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).digest()
-
-
-def _project_of(delivery: Delivery, gateways: Collection[str]) -> str:
-    """The broker has checked the user; only a gateway may speak for projects."""
-    if not delivery.user_id:
-        raise fail(Code.UNAUTHENTICATED, "The property user_id is required; the broker checks it.")
-    if delivery.user_id not in gateways:
-        raise fail(Code.FORBIDDEN, f"Broker user {delivery.user_id!r} has no project.")
-    project = delivery.header("project")
-    if not project:
-        raise fail(Code.INVALID_REQUEST, "A gateway must name the project in the header project.")
-    return project
 
 
 def _seconds(text: str | None) -> float:

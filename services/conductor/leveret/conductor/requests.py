@@ -12,18 +12,22 @@ from uuid import UUID
 
 import structlog
 
-from leveret.conductor import dispatch, metrics
+from leveret.conductor import administration, dispatch, metrics
+from leveret.conductor.administration import Order
 from leveret.conductor.creating import create
 from leveret.conductor.database import Connection, Pool, transaction
-from leveret.conductor.decisions import Limits, Verb, on_request, remember
-from leveret.conductor.request import Request, read
-from leveret.conductor.rows import Change, Vm
-from leveret.conductor.store import refusals, vms
-from leveret.shared.bus import DONE, Delivery, Outcome, Publisher, Reject, Retry
-from leveret.shared.documents import CreateVm, DeleteVm
-from leveret.shared.errors import Code, LeveretError, Problem
+from leveret.conductor.decisions import Limits, Verb, is_known, on_request, remember
+from leveret.conductor.dispatch import Answers
+from leveret.conductor.intake import Intake, Refusal
+from leveret.conductor.request import Request
+from leveret.conductor.rows import Change, Fact, Vm
+from leveret.conductor.store import events, projects, refusals, vms
+from leveret.shared import topology
+from leveret.shared.bus import DONE, Delivery, Outcome, Publisher, Retry
+from leveret.shared.documents import CreateProject, CreateVm, DeleteVm, UpdateVm
+from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.loop import Loop
-from leveret.shared.messages import REQUESTS, Verdict
+from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
 
 log = structlog.get_logger()
 
@@ -39,7 +43,8 @@ class RequestHandler:
         pool: Pool,
         publisher: Publisher,
         limits: Limits,
-        gateways: Sequence[str],
+        intake: Intake,
+        answers: Answers,
         *,
         relay: Loop,
         rng: random.Random | None = None,
@@ -47,33 +52,79 @@ class RequestHandler:
         self._pool = pool
         self._publisher = publisher
         self._limits = limits
-        self._gateways = frozenset(gateways)
+        self._intake = intake
+        self._answers = answers
         self._relay = relay
         self._rng = rng or random.Random()
 
     async def handle(self, batch: Sequence[Delivery]) -> Sequence[Outcome]:
-        outcomes: list[Outcome] = []
-        requests: list[Request] = []
-        for delivery in batch:
-            try:
-                requests.append(read(delivery, self._gateways))
-                outcomes.append(DONE)
-            except LeveretError as error:
-                outcomes.append(Reject(error.problem))
-        await self._carry_out(requests)
-        for delivery, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Reject):
-                await self._refuse_unread(delivery, outcome.problem)
-        unanswered = {id(request.delivery) for request in requests if request.verdict is None}
-        return [
-            Retry(0.05) if id(delivery) in unanswered else outcome
-            for delivery, outcome in zip(batch, outcomes, strict=True)
-        ]
+        """Whose are they, are they allowed so many, what do they ask for; then carry it out, or say why not."""
+        opened = await self._intake.open(batch)
+        for delivery, item in zip(batch, opened, strict=True):
+            if isinstance(item, Order):
+                await self._administer(delivery, item)
+        requests = [item for item in opened if isinstance(item, Request)]
+        await self._rehearse([request for request in requests if request.dry_run])
+        await self._carry_out([request for request in requests if not request.dry_run])
+        await self._tell_off([item for item in opened if isinstance(item, Refusal)])
+        return [_outcome(item) for item in opened]
 
-    async def _refuse_unread(self, delivery: Delivery, problem: Problem) -> None:
-        metrics.REQUESTS.labels(verb=_verb(delivery), verdict=problem.code).inc()
-        verdict = Verdict(request_id=delivery.header("request_id") or "", vm_id=None, accepted=False, problem=problem)
-        await dispatch.answer(self._publisher, delivery, verdict)
+    async def _tell_off(self, refused: Sequence[Refusal]) -> None:
+        """Say why: by direct reply, or else in the log of the project that asked, where its clients read it."""
+        await self._log([refusal for refusal in refused if not dispatch.is_answerable(refusal.delivery)])
+        for refusal in refused:
+            metrics.REQUESTS.labels(verb=_verb(refusal.delivery), verdict=refusal.problem.code).inc()
+            await self._answers.give(refusal.delivery, refusal.verdict)
+
+    async def lament(self, delivery: Delivery, problem: Problem) -> None:
+        """A message that crashes its handler is told like any refusal, so that whoever asked is not left waiting."""
+        refusal = await self._intake.refuse(delivery, problem)
+        await self._log([refusal])
+        await self._answers.give(delivery, refusal.verdict)
+
+    async def _log(self, refused: Sequence[Refusal]) -> None:
+        facts = [fact for refusal in refused if (fact := refusal.fact())]
+        if not facts:
+            return
+        rejections = [rejection for refusal in refused if (rejection := refusal.rejection())]
+        async with transaction(self._pool) as connection:
+            known = set(await projects.open_ids(connection))
+            await events.append(connection, [fact for fact in facts if fact.project_id in known])
+            await refusals.reject(connection, [r for r in rejections if r.project_id in known])
+        self._relay.wake()
+
+    async def _administer(self, delivery: Delivery, order: Order) -> None:
+        problem = None
+        try:
+            async with transaction(self._pool) as connection:
+                await administration.carry_out(connection, order)
+        except LeveretError as error:
+            problem = error.problem
+        self._relay.wake()
+        if isinstance(order.body, CreateProject) and problem is None:
+            await self._furnish(order.project)
+        verdict = Verdict(request_id=order.request_id, vm_id=None, accepted=problem is None, problem=problem)
+        metrics.REQUESTS.labels(verb=_verb(delivery), verdict=_word(verdict)).inc()
+        await self._answers.give(delivery, verdict)
+
+    async def _furnish(self, project: str) -> None:
+        """Have the project's exchange at once; should the broker be away, the relay makes it later."""
+        try:
+            await self._publisher.declare_exchange(topology.events_exchange(project))
+        except LeveretError as error:
+            log.warning("project.unfurnished", project=project, why=error.problem.message)
+
+    async def _rehearse(self, requests: Sequence[Request]) -> None:
+        """Dry runs: the very same, each in a transaction of its own that is never committed."""
+        for request in requests:
+            try:
+                async with transaction(self._pool) as connection:
+                    for _ in range(ROUNDS):
+                        if request.verdict is None:
+                            await self._write(connection, [request])
+                    raise _Curtain
+            except _Curtain:
+                await self._tell(request)
 
     async def _carry_out(self, requests: Sequence[Request]) -> None:
         """Waves in which every VM occurs once, so that the requests for one VM keep their order."""
@@ -90,17 +141,7 @@ class RequestHandler:
 
     async def _carry_out_wave(self, wave: list[Request]) -> None:
         async with transaction(self._pool) as connection:
-            now = await vms.database_now(connection)
-            known = await vms.lock(connection, [request.vm_id for request in wave])
-            changes: list[Change] = []
-            for request in wave:
-                if not isinstance(request.body, CreateVm):
-                    changes += self._change(request, known.get(request.vm_id), now)
-            await self._bury_unborn(connection, wave)
-            written = await vms.record(connection, changes)
-            creates = [request for request in wave if isinstance(request.body, CreateVm)]
-            if creates:
-                written += await create(connection, creates, known, now, self._limits, self._rng)
+            written = await self._write(connection, wave)
             lagging = [change.after.id for change in written if change.after.is_lagging]
             commands = await dispatch.commands_for(connection, lagging) if lagging else []
             await vms.mark_sent(connection, [c.after.id for c in written if c.after.sent_at is None])
@@ -108,35 +149,113 @@ class RequestHandler:
         self._relay.wake()
         await dispatch.send(self._publisher, commands)
         for request in wave:
-            if request.verdict is not None:
-                metrics.REQUESTS.labels(verb=_verb(request.delivery), verdict=_word(request.verdict)).inc()
-                await dispatch.answer(self._publisher, request.delivery, request.verdict)
+            await self._tell(request)
 
-    def _change(self, request: Request, vm: Vm | None, now: datetime) -> list[Change]:
+    async def _write(self, connection: Connection, wave: Sequence[Request]) -> list[Change]:
+        """Carry a wave out in the caller's transaction: one request a VM, verdicts set."""
+        now = await vms.database_now(connection)
+        known = await vms.lock(connection, [request.vm_id for request in wave])
+        rooms = await projects.lock_rooms(connection, _touched(wave, known))
+        taken = await _taken_names(connection, wave, known)
+        changes: list[Change] = []
+        unheard: list[Fact] = []
+        for request in wave:
+            if not isinstance(request.body, CreateVm):
+                vm = known.get(request.vm_id)
+                changes += self._change(request, vm, taken, now)
+                unheard += _unheard(request, vm)
+        await self._bury_unborn(connection, wave)
+        written = await vms.record(connection, changes)
+        await events.append(connection, unheard)
+        creates = [request for request in wave if isinstance(request.body, CreateVm)]
+        if creates:
+            written += await create(connection, creates, known, rooms, now, self._limits, self._rng)
+        return written
+
+    async def _tell(self, request: Request) -> None:
+        if request.verdict is None:
+            return
+        metrics.REQUESTS.labels(verb=_verb(request.delivery), verdict=_word(request.verdict)).inc()
+        await self._answers.give(request.delivery, request.verdict)
+
+    def _change(self, request: Request, vm: Vm | None, taken: set[tuple[str, str]], now: datetime) -> list[Change]:
         """The change that a request other than a create asks for; its verdict is set."""
         if vm is None or vm.project_id != request.project:
             request.refuse(Problem.of(Code.VM_NOT_FOUND, f"There is no VM {request.vm_id}."))
             return []
+        known = is_known(vm, request.request_id)
         try:
+            if not known:
+                request.check_revision(vm)
+                _take_name(request, vm, taken)
             change = on_request(vm, cast(Verb, request.body), request.request_id, now, self._limits)
         except LeveretError as error:
             request.refuse(error.problem)
-            return [remember(vm, request.request_id)]
+            return [] if known else [remember(vm, request.request_id, error.problem.code)]
         request.accept(change.after if change else vm)
-        return [change] if change else []
+        return [request.signed(change)] if change else []
 
     async def _bury_unborn(self, connection: Connection, wave: Sequence[Request]) -> None:
         """A delete of an id that nobody knows may have overtaken its create."""
         unborn = [
             (request.vm_id, request.project)
             for request in wave
-            if isinstance(request.body, DeleteVm) and request.verdict is not None and not request.verdict.accepted
+            if isinstance(request.body, DeleteVm) and request.is_refused(Code.VM_NOT_FOUND)
         ]
         await refusals.bury(connection, unborn)
 
 
+class _Curtain(Exception):
+    """The end of a dry run: whatever was done is undone."""
+
+
+async def _taken_names(connection: Connection, wave: Sequence[Request], known: dict[UUID, Vm]) -> set[tuple[str, str]]:
+    """Which of the new names that are asked for other VMs have, each with its project."""
+    wanted = [
+        (request.project, request.body.name)
+        for request in wave
+        if isinstance(request.body, UpdateVm) and request.body.name is not None and request.vm_id in known
+    ]
+    return await vms.taken_names(connection, wanted) if wanted else set()
+
+
+def _take_name(request: Request, vm: Vm, taken: set[tuple[str, str]]) -> None:
+    """Raises LeveretError `name_taken` when another has it, or gets it in this very wave."""
+    if not isinstance(request.body, UpdateVm) or request.body.name in {None, vm.name}:
+        return
+    name = (request.project, str(request.body.name))
+    if name in taken:
+        raise fail(Code.NAME_TAKEN, f"Another VM of this project is called {name[1]!r}.")
+    taken.add(name)
+
+
+def _unheard(request: Request, vm: Vm | None) -> list[Fact]:
+    """The fact that a change was refused, when nobody waits for its verdict; said once."""
+    if request.problem is None or dispatch.is_answerable(request.delivery):
+        return []
+    return [] if vm is not None and is_known(vm, request.request_id) else [request.refusal()]
+
+
+def _outcome(item: Request | Order | Refusal) -> Outcome:
+    if isinstance(item, Refusal):
+        return item.outcome
+    if isinstance(item, Request) and item.verdict is None:
+        return Retry(0.05)
+    return DONE
+
+
+def _touched(wave: Sequence[Request], known: dict[UUID, Vm]) -> set[str]:
+    """The projects whose counters may move: by VMs that are made, and by those that go at once."""
+    return {
+        request.project
+        for request in wave
+        if isinstance(request.body, CreateVm)
+        or (isinstance(request.body, DeleteVm) and request.vm_id in known and known[request.vm_id].host_id is None)
+    }
+
+
 def _verb(delivery: Delivery) -> str:
-    return delivery.type if delivery.type in REQUESTS else "unknown"
+    return delivery.type.rpartition(".v")[0] if delivery.type in REQUESTS | ADMINISTRATION else "unknown"
 
 
 def _word(verdict: Verdict) -> str:

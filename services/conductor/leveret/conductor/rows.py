@@ -48,6 +48,8 @@ class Vm:
     problem: dict[str, Any] | None = None
     sent_at: datetime | None = None
     recent_requests: tuple[str, ...] = ()
+    #: When the row was last written; the database sets it.
+    updated_at: datetime | None = None
 
     @classmethod
     def of(cls, row: Any) -> "Vm":
@@ -80,6 +82,16 @@ class Event:
     type: str
     data: dict[str, Any] = field(default_factory=dict)
     moved_from: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """Something to log that is no part of a VM's life: a request that was refused, or what became of a project."""
+
+    project_id: str
+    type: str
+    data: dict[str, Any] = field(default_factory=dict)
+    vm_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

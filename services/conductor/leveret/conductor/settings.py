@@ -17,6 +17,9 @@ class ConductorSettings(ServiceSettings):
         default=("leveret-api",), description="Broker users, comma-separated, whose `project` header is believed."
     )
     batch_max: int = Field(default=200, ge=1, le=1000, description="Messages in one transaction.")
+    request_batch_max: int = Field(
+        default=64, ge=1, le=1000, description="Requests in one transaction. Twice as many, of 2 MiB each, may be held."
+    )
     sweep_s: float = Field(default=1.0, gt=0, description="How often the sweeper looks.")
     resend_s: float = Field(default=10.0, gt=0, description="How often a command is repeated until it is done.")
     lease_s: float = Field(default=20.0, gt=0, description="Silence after which a host gets no new VMs.")

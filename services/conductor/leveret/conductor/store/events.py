@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from leveret.conductor.database import Connection, Row
-from leveret.conductor.rows import Event
+from leveret.conductor.rows import Event, Fact
 
 #: One relay at a time numbers events.
 RELAY_LOCK = 0x6C6576656E7473
@@ -35,20 +35,21 @@ ORDER BY e.project_id, e.seq
 """
 
 
-async def append(connection: Connection, events: Sequence[Event]) -> None:
-    if not events:
+async def append(connection: Connection, entries: Sequence[Event | Fact]) -> None:
+    if not entries:
         return
     await connection.execute(
         """INSERT INTO events (project_id, vm_id, vm_name, type, state, moved_from, data)
         SELECT * FROM unnest($1::text[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[])""",
-        [event.vm.project_id for event in events],
-        [event.vm.id for event in events],
-        [event.vm.name for event in events],
-        [event.type for event in events],
-        [event.vm.state for event in events],
-        [event.moved_from for event in events],
-        [event.data for event in events],
+        *(list(column) for column in zip(*map(_columns, entries), strict=True)),
     )
+
+
+def _columns(entry: Event | Fact) -> tuple[Any, ...]:
+    if isinstance(entry, Fact):
+        return entry.project_id, entry.vm_id, None, entry.type, None, None, entry.data
+    vm = entry.vm
+    return vm.project_id, vm.id, vm.name, entry.type, vm.state, entry.moved_from, entry.data
 
 
 async def number(connection: Connection, limit: int) -> int:
@@ -80,5 +81,7 @@ async def mark_published(connection: Connection, newest: dict[str, int]) -> None
 
 
 def key_of(event: dict[str, Any]) -> str:
-    """The routing key of an event."""
-    return f"vm.{event['vm_id']}.{event['state']}"
+    """The routing key of an event: `vm.<id>.<state>`, `vm.<id>.rejected`, or its type when it is about no VM."""
+    if event["vm_id"] is None:
+        return str(event["type"])
+    return f"vm.{event['vm_id']}.{event['state'] or event['type']}"

@@ -55,7 +55,13 @@ async def forget(connection: Connection, days: int) -> None:
             DELETE FROM vms WHERE id IN (
                 SELECT id FROM vms WHERE state = 'deleted' AND updated_at < now() - make_interval(days => $1) LIMIT 1000
             ) RETURNING id
+        ), old AS (
+            DELETE FROM events WHERE seq IS NOT NULL AND (
+                vm_id IN (SELECT id FROM gone)
+                OR (type = 'rejected' AND state IS NULL AND at < now() - make_interval(days => $1))
+            ) RETURNING project_id, seq
         )
-        DELETE FROM events WHERE vm_id IN (SELECT id FROM gone) AND seq IS NOT NULL""",
+        UPDATE projects SET forgotten_seq = greatest(forgotten_seq, o.seq)
+        FROM (SELECT project_id, max(seq) AS seq FROM old GROUP BY project_id) AS o WHERE projects.id = o.project_id""",
         days,
     )

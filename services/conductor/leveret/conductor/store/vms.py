@@ -1,7 +1,7 @@
 """The vms table, and the one function that writes what was decided.
 
-Lock order: rows of vms by id, then rows of hosts by id. Two conductors therefore wait for each other, and hardly ever
-in a circle; should they, Postgres ends one transaction, and its batch is tried again.
+Lock order: rows of vms by id, then of quotas by project, then of hosts by id. Two conductors therefore wait for each
+other, and hardly ever in a circle; should they, Postgres ends one transaction, and its batch is tried again.
 """
 
 import json
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from leveret.conductor.database import Connection, count_of
 from leveret.conductor.rows import VM_COLUMNS, Change, Vm
-from leveret.conductor.store import addresses, events, hosts
+from leveret.conductor.store import addresses, events, hosts, projects
 from leveret.shared.lifecycle import State
 
 
@@ -29,10 +29,10 @@ class Column:
 _COLUMNS = {
     "id": Column("uuid"),
     "project_id": Column("text"),
-    "name": Column("text"),
+    "name": Column("text", changes=True),
     "spec": Column("jsonb"),
     "spec_hash": Column("bytea"),
-    "labels": Column("jsonb"),
+    "labels": Column("jsonb", changes=True),
     "vcpus": Column("integer"),
     "memory_mib": Column("bigint"),
     "disk_gib": Column("bigint"),
@@ -140,6 +140,17 @@ async def placed_on(connection: Connection, host_ids: Sequence[UUID]) -> set[UUI
     return {row["id"] for row in rows}
 
 
+async def taken_names(connection: Connection, wanted: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Which of these (project, name) a living VM has."""
+    rows = await connection.fetch(
+        """SELECT project_id, name FROM vms
+        WHERE state <> 'deleted' AND (project_id, name) IN (SELECT * FROM unnest($1::text[], $2::text[]))""",
+        [project for project, _ in wanted],
+        [name for _, name in wanted],
+    )
+    return {(row["project_id"], row["name"]) for row in rows}
+
+
 async def mark_sent(connection: Connection, ids: Sequence[UUID]) -> None:
     if ids:
         await connection.execute("UPDATE vms SET sent_at = now() WHERE id = ANY($1)", list(ids))
@@ -160,6 +171,7 @@ async def record(connection: Connection, changes: Sequence[Change]) -> list[Chan
     new = [change for change in changes if change.before is None]
     old = [change for change in changes if change.before is not None]
     written = await _insert(connection, new) + await _update(connection, old)
+    await projects.book(connection, written)
     await hosts.book(connection, written)
     await addresses.free(connection, [c.after.id for c in old if c.after.state is State.DELETED])
     await _wipe_user_data(connection, written)
