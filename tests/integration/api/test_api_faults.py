@@ -235,7 +235,7 @@ async def test_told_to_stop_it_finishes_what_is_under_way_and_holds_nobody_up(
         await eventually(lambda: conductor.heard)
         it.api.process.send_signal(signal.SIGTERM)
         began = time.perf_counter()
-        assert (await poll).json() == {"items": [], "next": 0}
+        assert (await poll).json() == {"items": [], "next": 0, "forgotten_seq": 0}
         assert (await waiting).headers["leveret-wait"] == "timed_out"
         assert (await write).json()["verdict"] == "queued"
         assert await asyncio.to_thread(it.api.process.wait, 10) == 0

@@ -1,8 +1,10 @@
 """Asking for changes: what reaches the conductor, and what it says reaches the user."""
 
 import json
+import re
 import time
 import uuid
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from httpx2 import AsyncClient
 
 from leveret.shared import ids
 from leveret.shared.bus import Delivery
-from leveret.shared.documents import CreateVm, RequestView, StopVm
+from leveret.shared.documents import CreateVm, RequestView, StopVm, UpdateVm
 from leveret.shared.errors import Code, Problem
 from leveret.shared.messages import Verdict
 
@@ -32,10 +34,11 @@ async def test_a_create_reaches_the_conductor_with_everything_it_needs(
         request_id="mine-1", vm_id=vm_id, verdict="accepted", vm=None
     )
     (heard,) = conductor.heard
-    assert (heard.type, heard.user_id, heard.content_type) == ("vm.create", "leveret-api", "application/json")
+    assert (heard.type, heard.user_id, heard.content_type) == ("vm.create.v1", "leveret-api", "application/json")
     requested_at = heard.header("requested_at")
     assert requested_at is not None
     assert before <= float(requested_at) <= time.time()
+    assert re.fullmatch(f"token member-.* of {tenant.project}", heard.header("actor") or "")
     assert {name: heard.header(name) for name in ("vm_id", "request_id", "project", "traceparent")} == {
         "vm_id": str(vm_id),
         "request_id": "mine-1",
@@ -118,11 +121,11 @@ async def test_a_key_must_be_short_and_printable(client: AsyncClient, key: str) 
 @pytest.mark.parametrize(
     ("verb", "body", "heard"),
     [
-        ("start", None, ("vm.start", b"{}")),
-        ("stop", b'{"grace_s": 5}', ("vm.stop", b'{"grace_s":5}')),
-        ("stop", None, ("vm.stop", b"{}")),
-        ("reboot", b"{}", ("vm.reboot", b"{}")),
-        ("retry", b" {} ", ("vm.retry", b"{}")),
+        ("start", None, ("vm.start.v1", b"{}")),
+        ("stop", b'{"grace_s": 5}', ("vm.stop.v1", b'{"grace_s":5}')),
+        ("stop", None, ("vm.stop.v1", b"{}")),
+        ("reboot", b"{}", ("vm.reboot.v1", b"{}")),
+        ("retry", b" {} ", ("vm.retry.v1", b"{}")),
     ],
 )
 async def test_an_action_is_a_request_whose_document_may_be_left_out(
@@ -149,7 +152,7 @@ async def test_a_delete_is_a_request_without_a_document(
     vm_id = await tenant.insert()
     answer = await client.delete(f"/v1/vms/{vm_id}")
     assert (answer.status_code, answer.json()["verdict"]) == (202, "accepted")
-    assert [(delivery.type, delivery.body) for delivery in conductor.heard] == [("vm.delete", b"{}")]
+    assert [(delivery.type, delivery.body) for delivery in conductor.heard] == [("vm.delete.v1", b"{}")]
 
 
 async def test_a_state_conflict_tells_the_present_state(client: AsyncClient, conductor: ScriptedConductor) -> None:
@@ -228,3 +231,142 @@ async def test_a_verdict_without_a_reason_is_our_defect(client: AsyncClient, con
 
     conductor.script = mumble
     problem_of(await client.delete(f"/v1/vms/{ids.new_id()}"), 500, Code.INTERNAL)
+
+
+PATCHES = ["application/json", "application/merge-patch+json", "application/merge-patch+json; charset=utf-8"]
+
+
+@pytest.mark.parametrize("content_type", PATCHES)
+async def test_a_patch_carries_only_what_was_given(
+    client: AsyncClient, conductor: ScriptedConductor, tenant: Tenant, content_type: str
+) -> None:
+    vm_id = await tenant.insert()
+    body = b'{"labels": {"role": "db", "old": null}}'
+    answer = await client.patch(f"/v1/vms/{vm_id}", content=body, headers={"Content-Type": content_type})
+    assert (answer.status_code, answer.json()["verdict"]) == (202, "accepted")
+    assert answer.json()["vm"]["id"] == str(vm_id)
+    assert answer.headers["location"] == f"/v1/vms/{vm_id}"
+    (heard,) = conductor.heard
+    assert (heard.type, heard.body) == ("vm.update.v1", b'{"labels":{"role":"db","old":null}}')
+    assert heard.decoded() == UpdateVm.model_validate_json(body)
+
+
+async def test_a_patch_is_read_as_json_only(client: AsyncClient) -> None:
+    headers = {"Content-Type": "application/json-patch+json"}
+    answer = await client.patch(f"/v1/vms/{ids.new_id()}", content=b"[]", headers=headers)
+    problem = problem_of(answer, 415, Code.UNSUPPORTED_CONTENT_TYPE)
+    assert "application/merge-patch+json" in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [(b"{}{}", "(document)"), (b'{"vcpus": 2}', "vcpus"), (b'{"labels": {"a": 1}}', "labels.a"), (b"", "(document)")],
+)
+async def test_an_invalid_patch_is_refused(
+    client: AsyncClient, conductor: ScriptedConductor, body: bytes, field: str
+) -> None:
+    headers = {"Content-Type": "application/merge-patch+json"}
+    answer = await client.patch(f"/v1/vms/{ids.new_id()}", content=body, headers=headers)
+    assert problem_of(answer, 422, Code.INVALID_REQUEST)["errors"][0]["field"] == field
+    assert not conductor.heard
+
+
+CHANGES = [("PATCH", ""), ("DELETE", ""), ("POST", "/actions/start"), ("POST", "/actions/retry")]
+
+
+@pytest.mark.parametrize(
+    ("given", "heard"), [('"3.1795339809000000"', "3.1795339809000000"), ('"3"', "3"), ("*", None)]
+)
+async def test_an_etag_goes_to_the_conductor(
+    client: AsyncClient, conductor: ScriptedConductor, tenant: Tenant, given: str, heard: str | None
+) -> None:
+    address = f"/v1/vms/{await tenant.insert()}"
+    for method, action in CHANGES:
+        body = {"name": "other"} if method == "PATCH" else None
+        answer = await client.request(method, f"{address}{action}", headers={"If-Match": given}, json=body)
+        assert answer.status_code == 202
+    assert [delivery.header("if_match") for delivery in conductor.heard] == [heard] * len(CHANGES)
+
+
+async def test_the_etag_of_a_vm_can_be_given_back(
+    client: AsyncClient, conductor: ScriptedConductor, tenant: Tenant
+) -> None:
+    vm_id = await tenant.insert()
+    etag = (await client.get(f"/v1/vms/{vm_id}")).headers["etag"]
+    assert (await client.delete(f"/v1/vms/{vm_id}", headers={"If-Match": etag})).status_code == 202
+    assert conductor.heard[0].header("if_match") == etag.strip('"')
+
+
+async def test_what_is_not_one_strong_etag_is_refused(client: AsyncClient, conductor: ScriptedConductor) -> None:
+    for (method, action), given in product(CHANGES, ['W/"3"', '"3", "4"', "3", ""]):
+        body = {"name": "other"} if method == "PATCH" else None
+        address = f"/v1/vms/{ids.new_id()}{action}"
+        answer = await client.request(method, address, headers={"If-Match": given}, json=body)
+        assert problem_of(answer, 422, Code.INVALID_REQUEST)["errors"][0]["field"] == "If-Match"
+    assert not conductor.heard
+
+
+async def test_a_stale_etag_is_412(client: AsyncClient, conductor: ScriptedConductor) -> None:
+    conductor.refuse(Code.PRECONDITION_FAILED, "It changed.", revision="4.1")
+    answer = await client.delete(f"/v1/vms/{ids.new_id()}", headers={"If-Match": '"3.1"'})
+    assert problem_of(answer, 412, Code.PRECONDITION_FAILED)["details"] == {"revision": "4.1"}
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_a_dry_run_is_judged_and_makes_nothing(
+    client: AsyncClient, conductor: ScriptedConductor, method: str
+) -> None:
+    vm_id = ids.new_id()
+    address = f"/v1/vms/{vm_id}" if method == "PUT" else "/v1/vms"
+    answer = await client.request(method, f"{address}?dry_run=true&wait=running", json=TINY)
+    assert answer.status_code == 200
+    assert (answer.json()["verdict"], answer.json()["vm"]) == ("would_be_accepted", None)
+    assert "location" not in answer.headers
+    (heard,) = conductor.heard
+    assert (heard.type, heard.header("dry_run")) == ("vm.create.v1", "true")
+    assert method == "POST" or heard.header("vm_id") == str(vm_id)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(Code.NO_CAPACITY, 409), (Code.QUOTA_EXCEEDED, 409), (Code.IMAGE_UNKNOWN, 422)]
+)
+async def test_a_dry_run_gets_the_problem_that_it_would_get(
+    client: AsyncClient, conductor: ScriptedConductor, code: Code, status: int
+) -> None:
+    conductor.refuse(code, "Because.")
+    problem_of(await client.put(f"/v1/vms/{ids.new_id()}?dry_run=true", json=TINY), status, code)
+
+
+async def test_a_dry_run_that_nobody_judges_is_unavailable(client: AsyncClient, conductor: ScriptedConductor) -> None:
+    conductor.script = conductor.silence
+    answer = await client.post("/v1/vms?dry_run=true", json=TINY)
+    problem_of(answer, 503, Code.UNAVAILABLE)
+    assert answer.headers["retry-after"]
+
+
+async def test_nothing_else_is_tried(client: AsyncClient, conductor: ScriptedConductor) -> None:
+    problem_of(await client.delete(f"/v1/vms/{ids.new_id()}?dry_run=true"), 422, Code.INVALID_REQUEST)
+    assert not conductor.heard
+
+
+@pytest.mark.parametrize(("told", "header"), [(0.2, "1"), (7.01, "8"), (None, "2")])
+async def test_who_asks_too_much_is_told_when_to_ask_again(
+    client: AsyncClient, conductor: ScriptedConductor, told: float | None, header: str
+) -> None:
+    details = {} if told is None else {"retry_after_s": told}
+    conductor.refuse(Code.RATE_LIMITED, "Slower.", **details)
+    answer = await client.put(f"/v1/vms/{ids.new_id()}", json=TINY)
+    problem_of(answer, 429, Code.RATE_LIMITED)
+    assert answer.headers["retry-after"] == header
+
+
+async def test_a_reader_changes_nothing(stranger: AsyncClient, conductor: ScriptedConductor, tenant: Tenant) -> None:
+    stranger.headers.update(tenant.headers("reader"))
+    vm = f"/v1/vms/{await tenant.insert()}"
+    for answer in (
+        await stranger.patch(vm, json={"name": "x"}),
+        await stranger.put(f"{vm}?dry_run=true", json=TINY),
+        await stranger.delete(vm),
+    ):
+        problem_of(answer, 403, Code.FORBIDDEN)
+    assert not conductor.heard

@@ -19,12 +19,15 @@ from pydantic import ValidationError
 from leveret.api import openapi, problems, routes
 from leveret.api.auth import Tokens
 from leveret.api.database import Database
+from leveret.api.eventlog import EventLog
 from leveret.api.feed import EventFeed
+from leveret.api.last_use import LastUse
 from leveret.api.metrics import Metrics
 from leveret.api.requests import Requests
 from leveret.api.rim import Rim
 from leveret.api.service import Service
 from leveret.api.settings import ApiSettings
+from leveret.api.streams import Streams
 from leveret.api.waits import Waits
 from leveret.shared import logs
 from leveret.shared.bus import Caller, Furniture, Link
@@ -68,7 +71,9 @@ def compose(settings: ApiSettings) -> Service:
     database = Database(settings.database_url, connections_max=settings.db_pool_max)
     feed = EventFeed(settings.database_url, database)
     link = Link(settings.amqp_url, "leveret-api")
+    event_log = EventLog(database)
     caller = Caller(settings.amqp_user)
+    last_use = LastUse(caller.publisher, link)
     link.add(Furniture())
     link.add(caller)
     return Service(
@@ -79,7 +84,10 @@ def compose(settings: ApiSettings) -> Service:
         caller=caller,
         database=database,
         feed=feed,
-        tokens=Tokens(database),
+        log=event_log,
+        streams=Streams(event_log, feed, heartbeat_s=settings.heartbeat_s, most=settings.streams_max),
+        tokens=Tokens(database, on_use=last_use.note),
+        last_use=last_use,
         requests=Requests(caller, link, metrics, verdict_wait_s=settings.verdict_wait_s),
         waits=Waits(database, feed),
     )
@@ -91,8 +99,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await service.database.open()
     service.link.start()
     service.feed.start()
+    service.last_use.start()
     log.info("api.started", version=service.version)
     yield
+    await service.last_use.stop()
     await service.feed.stop()
     await service.link.stop()
     await service.database.close()

@@ -1,8 +1,12 @@
-"""Reading Postgres: a small pool of read-only connections, and one way to say that it is away."""
+"""Reading Postgres: a small pool of read-only connections, and one way to say that it is away.
+
+Postgres itself shows a connection only the rows of the project that it names (row-level security), so every read says
+whose rows it is about. A pooler between the API and Postgres must give each connection a session of its own.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import asyncpg
 import structlog
@@ -26,6 +30,10 @@ SESSION = {
     "jit": "off",
 }
 
+#: As the project of a read: every project with its limits, and nothing of what is in them.
+EVERY_PROJECT = "*"
+_SEE = "SELECT set_config('leveret.project', $1, false)"
+
 #: What Postgres says when it is away, starting, stopping, failing over, full, hung, or not yet migrated.
 AWAY = (
     OSError,
@@ -37,6 +45,9 @@ AWAY = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InsufficientPrivilegeError,
     asyncpg.InternalClientError,
 )
 
@@ -54,9 +65,34 @@ _STALE = (
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record] | asyncpg.Connection[asyncpg.Record]"
 Result = TypeVar("Result")
 
+if TYPE_CHECKING:
+    _Base = asyncpg.Connection[asyncpg.Record]
+else:
+    _Base = asyncpg.Connection
+
+
+class Session(_Base):
+    """A connection that remembers whose rows it shows."""
+
+    __slots__ = ("_shown",)
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._shown: str | None = None
+
+    async def show(self, project: str) -> None:
+        """From now on this project's rows, and nobody else's. Costs a round trip when it was another's before."""
+        if project != self._shown:
+            self._shown = None  # until it is known to be set
+            await self.execute(_SEE, project)
+            self._shown = project
+
 
 class Database:
-    """A pool that is opened without Postgres and comes back by itself. Every verb raises LeveretError `unavailable`."""
+    """A pool that is opened without Postgres and comes back by itself. Every verb raises LeveretError `unavailable`.
+
+    `project` is the one whose rows a query may see: None for what belongs to no project, EVERY_PROJECT to list them.
+    """
 
     def __init__(self, url: str, *, connections_max: int) -> None:
         self._url = url
@@ -71,6 +107,7 @@ class Database:
             max_size=self._connections_max,
             timeout=CONNECT_TIMEOUT_S,
             server_settings=SESSION,
+            connection_class=Session,
             init=_speak_json,
             reset=_keep_session,
         )
@@ -80,20 +117,20 @@ class Database:
             self._pool.terminate()
             self._pool = None
 
-    async def rows(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        return await self._read(lambda connection: connection.fetch(query, *arguments))
+    async def rows(self, project: str | None, query: str, *arguments: object) -> list[asyncpg.Record]:
+        return await self._read(project, lambda session: session.fetch(query, *arguments))
 
-    async def row(self, query: str, *arguments: object) -> asyncpg.Record | None:
-        return await self._read(lambda connection: connection.fetchrow(query, *arguments))
+    async def row(self, project: str | None, query: str, *arguments: object) -> asyncpg.Record | None:
+        return await self._read(project, lambda session: session.fetchrow(query, *arguments))
 
-    async def _read(self, read: Callable[[Connection], Awaitable[Result]]) -> Result:
+    async def _read(self, project: str | None, read: Callable[[Session], Awaitable[Result]]) -> Result:
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
                 try:
-                    return await self._read_once(read)
+                    return await self._read_once(project, read)
                 except _STALE:
                     await self._renew()
-                    return await self._read_once(read)
+                    return await self._read_once(project, read)
         except AWAY as error:
             log.warning("database.away", error=type(error).__name__)
             raise away(error) from error
@@ -103,14 +140,18 @@ class Database:
         if self._pool is not None:
             await self._pool.expire_connections()
 
-    async def _read_once(self, read: Callable[[Connection], Awaitable[Result]]) -> Result:
+    async def _read_once(self, project: str | None, read: Callable[[Session], Awaitable[Result]]) -> Result:
         if self._pool is None:
             raise ConnectionError("the pool is closed")
         async with self._pool.acquire() as connection:
+            # A proxy of the pool, which passes on everything that a session can do.
+            session = cast(Session, connection)
             try:
-                return await read(connection)
+                if project is not None:
+                    await session.show(project)
+                return await read(session)
             except asyncio.CancelledError:
-                connection.terminate()  # a polite end would wait for a server that does not answer
+                session.terminate()  # a polite end would wait for a server that does not answer
                 raise
 
 

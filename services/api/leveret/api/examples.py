@@ -2,28 +2,14 @@
 
 from typing import Any
 
-from leveret.api.problems import RETRY_AFTER_S
+from leveret.api import sse
+from leveret.shared.documents import EventView
 from leveret.shared.errors import HINTS, Code
-
-_VM_ID = "0198c5a2-6d4f-7c31-9d0e-3f6f0b8f2a10"
-_HOST_ID = "5f0c1f0e-7a53-4f0b-8a8e-0d9a3c6b1e44"
-_AT = "2026-11-22T09:30:00Z"
-
-CREATE: dict[str, Any] = {
-    "name": "k8s-worker-1",
-    "vcpus": 2,
-    "memory_mib": 4096,
-    "disk_gib": 20,
-    "image": {"name": "debian-12"},
-    "ssh_keys": ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGVkMjU1MTktZXhhbXBsZS1rZXktb25seS4uLi4u me@laptop"],
-    "user_data": "#cloud-config\npackages: [curl]\n",
-    "labels": {"cluster": "blue"},
-    "placement": {"zones": ["zone-a"], "strategy": "spread"},
-}
+from leveret.shared.examples import AT, CREATE, HOST_ID, PROJECT, REQUEST_ID, TOKEN_ID, USER, VM_ID
 
 VM: dict[str, Any] = {
-    "id": _VM_ID,
-    "project": "default",
+    "id": VM_ID,
+    "project": PROJECT,
     "name": "k8s-worker-1",
     "state": "running",
     "step": None,
@@ -44,13 +30,13 @@ VM: dict[str, Any] = {
     "guest_ready": True,
     "problem": None,
     "attempts": 1,
-    "created_at": _AT,
+    "created_at": AT,
     "updated_at": "2026-11-22T09:30:09Z",
 }
 
 REQUEST: dict[str, Any] = {
-    "request_id": "0198c5a2-6d50-7a02-8c55-1b6f3ac9d0aa",
-    "vm_id": _VM_ID,
+    "request_id": REQUEST_ID,
+    "vm_id": VM_ID,
     "verdict": "accepted",
     "vm": VM | {
         "state": "pending",
@@ -61,22 +47,22 @@ REQUEST: dict[str, Any] = {
         "zone": None,
         "guest_ready": False,
         "attempts": 0,
-        "updated_at": _AT,
+        "updated_at": AT,
     },
 }  # fmt: skip
 
 EVENT: dict[str, Any] = {
     "seq": 1042,
-    "vm_id": _VM_ID,
+    "vm_id": VM_ID,
     "vm_name": "k8s-worker-1",
     "type": "scheduled",
     "state": "building",
-    "at": _AT,
-    "data": {"host": "rack1-node3", "host_id": _HOST_ID, "attempt": 1},
+    "at": AT,
+    "data": {"host": "rack1-node3", "host_id": HOST_ID, "attempt": 1},
 }
 
 HOST: dict[str, Any] = {
-    "id": _HOST_ID,
+    "id": HOST_ID,
     "name": "rack1-node3",
     "zone": "zone-a",
     "state": "up",
@@ -90,7 +76,7 @@ HOST: dict[str, Any] = {
     "disk_gib": 1800,
     "disk_gib_used": 20,
     "vms": 1,
-    "heartbeat_at": _AT,
+    "heartbeat_at": AT,
 }
 
 IMAGE: dict[str, Any] = {
@@ -100,6 +86,45 @@ IMAGE: dict[str, Any] = {
     "format": "qcow2",
 }
 
+QUOTA: dict[str, Any] = {
+    "vms": 20,
+    "vcpus": 80,
+    "memory_mib": 163840,
+    "disk_gib": None,
+    "requests_per_s": 500,
+    "request_burst": 5000,
+}
+
+PROJECT_VIEW: dict[str, Any] = {
+    "id": "shop",
+    "quota": QUOTA,
+    "usage": {"vms": 1, "vcpus": 2, "memory_mib": 4096, "disk_gib": 20},
+    "created_at": AT,
+}
+
+TOKEN: dict[str, Any] = {
+    "id": TOKEN_ID,
+    "project": "shop",
+    "name": "ci",
+    "role": "member",
+    "created_at": AT,
+    "created_by": f"token ops of {PROJECT}",
+    "expires_at": "2027-11-22T00:00:00Z",
+    "last_used_at": None,
+    "revoked_at": None,
+}
+
+AMQP_USER: dict[str, Any] = {
+    "name": USER,
+    "project": "shop",
+    "role": "member",
+    "created_at": AT,
+    "created_by": f"token ops of {PROJECT}",
+}
+
+#: Events as they are told to whoever listens.
+STREAM = sse.event(EventView.model_validate(EVENT)).decode()
+
 #: By the name of the document in /openapi.json.
 DOCUMENTS: dict[str, Any] = {
     "CreateVm": CREATE,
@@ -107,10 +132,22 @@ DOCUMENTS: dict[str, Any] = {
     "StopVm": {"grace_s": 30},
     "RebootVm": {},
     "RetryVm": {},
+    "UpdateVm": {"name": "k8s-worker-2", "labels": {"role": "db", "cluster": None}},
+    "CreateProject": {"quota": {"vms": 20, "vcpus": 80, "memory_mib": 163840}},
+    "UpdateQuota": {"vms": 40, "disk_gib": None},
+    "CreateToken": {"name": "ci", "role": "member", "expires_at": "2027-11-22T00:00:00Z"},
+    "AddAmqpUser": {"role": "member"},
+    "ProjectView": PROJECT_VIEW,
+    "ProjectPage": {"items": [PROJECT_VIEW], "next": None},
+    "TokenPage": {"items": [TOKEN], "next": None},
+    "NewTokenView": TOKEN | {"token": "lv_EXAMPLE-of-a-secret-that-is-told-only-once0"},
+    "AmqpUserView": AMQP_USER,
+    "AmqpUserPage": {"items": [AMQP_USER], "next": None},
     "RequestView": REQUEST,
     "VmView": VM,
     "VmPage": {"items": [VM], "next": None},
-    "EventPage": {"items": [EVENT], "next": 1042},
+    "EventPage": {"items": [EVENT], "next": 1042, "forgotten_seq": 0},
+    "WhoamiView": {"project": PROJECT, "role": "member", "token": {"id": TOKEN_ID, "name": "ci", "expires_at": None}},
     "HostView": HOST,
     "HostPage": {"items": [HOST], "next": None},
     "ImagePage": {"items": [IMAGE], "next": None},
@@ -125,6 +162,11 @@ _TOLD: dict[Code, dict[str, Any]] = {
         "detail": "None of 3 hosts can take this VM.",
         "details": {"hosts": 3, "refused_by": {"memory_mib": 2, "zone": 1}},
     },
+    Code.RATE_LIMITED: {"detail": "The project asks for too much at once.", "details": {"retry_after_s": 0.4}},
+    Code.QUOTA_EXCEEDED: {
+        "detail": "Project 'shop' may have 20 VMs.",
+        "details": {"quota": {"vms": {"limit": 20, "used": 20, "wanted": 1}}},
+    },
     Code.UNAVAILABLE: {"detail": "The message broker cannot be reached."},
 }
 
@@ -138,8 +180,5 @@ def problem(code: Code, status: int, title: str, docs_url: str) -> dict[str, Any
         "code": code.value,
         "detail": title + ".",
         "hint": HINTS[code],
-        "request_id": REQUEST["request_id"],
+        "request_id": REQUEST_ID,
     } | _TOLD.get(code, {})
-
-
-RETRY_AFTER = str(RETRY_AFTER_S)

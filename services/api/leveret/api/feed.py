@@ -64,6 +64,8 @@ class EventFeed:
         self._listener: asyncio.Task[None] | None = None
         self.is_listening = False
         self.is_closed = False
+        #: How often anybody was woken: who reads after it was counted reads what he was woken for.
+        self.wakes = 0
 
     def start(self) -> None:
         self._pump.start()
@@ -118,18 +120,19 @@ class EventFeed:
             return
         seen = self._seen.get(project)
         if seen is None:
-            newest = await self._database.row(queries.LAST_SEQ, project)
+            newest = await self._database.row(project, queries.LAST_SEQ, project)
             if project in self._watches:
                 self._seen[project] = newest["last_seq"] if newest is not None else 0
                 self._wake(project)
             return
         while True:
-            news = await self._database.rows(queries.NEWS, project, seen, _BATCH)
+            news = await self._database.rows(project, queries.NEWS, project, seen, _BATCH)
             if not news or project not in self._watches:
                 return
             seen = self._seen[project] = news[-1]["seq"]
             touched = {row["vm_id"] for row in news}
             settled = {row["vm_id"] for row in news if row["state"] not in _ON_THE_WAY}
+            self.wakes += 1
             for watch in self._watches[project]:
                 if watch.vm_id is None or watch.vm_id in (settled if watch.settled_only else touched):
                     watch.wake()
@@ -137,6 +140,7 @@ class EventFeed:
                 return
 
     def _wake(self, project: str) -> None:
+        self.wakes += 1
         for watch in self._watches.get(project, ()):
             watch.wake()
 

@@ -6,7 +6,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from leveret.api import queries, views
-from leveret.api.auth import Reader
+from leveret.api.auth import Administrator, Reader
 from leveret.api.params import Reading
 from leveret.api.problems import Refusal
 from leveret.api.service import Service, service_of
@@ -22,29 +22,29 @@ CONSOLE_WAIT_S = 3.0
 TRUNCATED_HEADER = "Leveret-Truncated"
 
 
-async def list_hosts(request: Request, _identity: Reader) -> Response:
-    rows = await service_of(request).database.rows(queries.LIST_HOSTS)
+async def list_hosts(request: Request, _identity: Administrator) -> Response:
+    rows = await service_of(request).database.rows(None, queries.LIST_HOSTS)
     return _json(views.HostPage(items=tuple(views.host(row) for row in rows)))
 
 
-async def get_host(request: Request, host: str, _identity: Reader) -> Response:
+async def get_host(request: Request, host: str, _identity: Administrator) -> Response:
     row = None
     if "\x00" not in host:
-        row = await service_of(request).database.row(queries.GET_HOST, host)
+        row = await service_of(request).database.row(None, queries.GET_HOST, host)
     if row is None:
         raise fail(Code.NOT_FOUND, "No host has this id or name.", hint="List the hosts with `leveret hosts`.")
     return _json(views.host(row))
 
 
 async def list_images(request: Request, _identity: Reader) -> Response:
-    rows = await service_of(request).database.rows(queries.LIST_IMAGES)
+    rows = await service_of(request).database.rows(None, queries.LIST_IMAGES)
     return _json(views.ImagePage(items=tuple(views.image(row) for row in rows)))
 
 
 async def read_console(request: Request, vm_id: UUID, identity: Reader, params: Reading) -> Response:
     """Nobody keeps a copy of a console: its host is asked for it."""
     service = service_of(request)
-    row = await service.database.row(queries.GET_VM, identity.project, vm_id)
+    row = await service.database.row(identity.project, queries.GET_VM, identity.project, vm_id)
     if row is None:
         raise Refusal(not_found(Sight()))
     if row["host_id"] is None:

@@ -19,7 +19,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "leveret_api_request_seconds",
-            "Time to answer, asked-for waiting included.",
+            "Time until the answer begins, asked-for waiting included.",
             ("route", "method"),
             buckets=_SECONDS,
             registry=registry,
@@ -39,7 +39,8 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.watches = Gauge("leveret_api_watches", "Waits and long polls under way.", registry=registry)
+        self.watches = Gauge("leveret_api_watches", "Waits, long polls and streams under way.", registry=registry)
+        self.streams = Gauge("leveret_api_streams", "Streams of events under way.", registry=registry)
         self.broker_up = Gauge("leveret_api_broker_up", "Whether the link to the broker is up.", registry=registry)
         self.feed_up = Gauge("leveret_api_feed_up", "Whether Postgres tells of new events.", registry=registry)
         self.info = Gauge("leveret_api_info", "The version that runs.", ("version",), registry=registry)

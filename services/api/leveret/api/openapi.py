@@ -8,6 +8,9 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from leveret.api import examples, problems
+from leveret.api.bodies import media_types
+from leveret.api.fleet import TRUNCATED_HEADER
+from leveret.api.headers import IF_MATCH_PATTERN, KEY_MAX_CHARS
 from leveret.api.routes import ROUTES, Route
 from leveret.api.vms import WAIT_HEADER
 from leveret.shared.errors import Code
@@ -21,34 +24,64 @@ _TAGS = [
     {"name": "vms", "description": "Ask for VMs, change them, read them."},
     {"name": "events", "description": "What happened, in order, without gaps: resume after the last `seq` you saw."},
     {"name": "fleet", "description": "What VMs run on and are made from."},
+    {
+        "name": "projects",
+        "description": "Projects, their limits, and who may speak for them. Administrators change them.",
+    },
     {"name": "system", "description": "About this process. No token is needed."},
 ]
 _REF = "#/components/schemas/{model}"
-_REQUEST_ID = {
-    "description": "Names this request in logs and messages. Give your own in the header of the same name.",
-    "schema": {"type": "string"},
+_TEXT = {"type": "string"}
+
+#: What may stand in the head of a request, by the names in the table of routes.
+PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "X-Request-Id": (
+        "Names this request in logs, messages and events: 1 to 64 letters, digits, `.`, `_`, `:` or `-`; what "
+        "is not so is replaced. A VM does not carry out a request it has heard before: with the same name it is safe "
+        "to ask again.",
+        _TEXT,
+    ),
+    "traceparent": (
+        "The trace that this request belongs to (W3C Trace Context); it is passed on with messages.",
+        _TEXT,
+    ),
+    "Idempotency-Key": (
+        "Makes it safe to ask again: the same key in a project always means the same VM.",
+        {"type": "string", "minLength": 1, "maxLength": KEY_MAX_CHARS, "pattern": "^[ -~]+$"},
+    ),
+    "If-Match": (
+        "The ETag that the VM must still have, or only the generation in it; `*` for any.",
+        {"type": "string", "pattern": IF_MATCH_PATTERN},
+    ),
+    "If-None-Match": ("Answer 304 when the VM still has this ETag.", _TEXT),
+    "Last-Event-ID": (
+        "The `seq` of the last event that was seen: a browser sends it when it comes back. It goes before `after`.",
+        {"type": "string", "pattern": "^[0-9]{0,18}$"},
+    ),
 }
-_HEADERS: dict[str, dict[str, Any]] = {
-    "Location": {"description": "Where the VM is, or will be.", "schema": {"type": "string"}},
-    "ETag": {"description": "Changes with the document.", "schema": {"type": "string"}},
-    WAIT_HEADER: {
-        "description": "What became of `?wait=`.",
-        "schema": {"type": "string", "enum": ["reached", "failed", "timed_out"]},
-    },
+#: What may stand in the head of an answer.
+HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "X-Request-Id": ("The name of this request in logs, messages and events.", _TEXT),
+    "Location": ("Where it is, or will be.", _TEXT),
+    "ETag": ("Changes with the document.", _TEXT),
+    WAIT_HEADER: ("What became of `?wait=`.", {"type": "string", "enum": ["reached", "failed", "timed_out"]}),
+    TRUNCATED_HEADER: ("Whether there was more.", {"type": "string", "enum": ["true", "false"]}),
+    "Cache-Control": ("A secret is not to be kept on its way.", {"type": "string", "enum": ["no-store"]}),
+    "Retry-After": ("Seconds to wait.", {"type": "integer", "minimum": 1}),
+    "WWW-Authenticate": ("How to say who is asking.", _TEXT),
 }
-_KEY_PARAMETER = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "Makes it safe to ask again: the same key in a project always means the same VM.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-}
-_REQUEST_ID_PARAMETER = {
-    "name": "X-Request-Id",
-    "in": "header",
-    "required": False,
-    "description": "Makes it safe to ask again: a VM does not carry out a request that it has heard before.",
-    "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,64}$"},
+
+_OF_VM = ("getVm updateVm deleteVm startVm stopVm rebootVm retryVm listVmEvents readConsole").split()
+_OF_PROJECT = (
+    "getProject updateQuota deleteProject listProjectEvents listTokens createToken listAmqpUsers addAmqpUser"
+).split()
+#: What can be done with what was just made: operations, and where their parameters stand in the answer.
+LINKS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "createVm": (_OF_VM, {"vm_id": "$response.body#/vm_id"}),
+    "createVmByKey": (_OF_VM, {"vm_id": "$response.body#/vm_id"}),
+    "createProject": (_OF_PROJECT, {"project": "$response.body#/id"}),
+    "createToken": (["revokeToken"], {"project": "$response.body#/project", "token_id": "$response.body#/id"}),
+    "addAmqpUser": (["removeAmqpUser"], {"project": "$response.body#/project", "user": "$response.body#/name"}),
 }
 
 
@@ -63,6 +96,13 @@ def describe(app: FastAPI, *, version: str, docs_url: str) -> dict[str, Any]:
         tags=_TAGS,
     )
     names = _add_schemas(document)
+    document["components"]["parameters"] = {
+        name: {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+        for name, (text, schema) in PARAMETERS.items()
+    }
+    document["components"]["headers"] = {
+        name: {"description": text, "schema": schema} for name, (text, schema) in HEADERS.items()
+    }
     document["components"]["securitySchemes"] = {
         "token": {"type": "http", "scheme": "bearer", "description": "A token of a project."}
     }
@@ -90,32 +130,48 @@ def _complete(operation: dict[str, Any], route: Route, names: dict[Any, str], do
         operation["security"] = [{"token": []}]
     if route.takes is not None:
         operation["requestBody"] = {
-            "required": route.path.endswith("}") or route.path == "/v1/vms",
-            "content": {"application/json": _shown(names[route.takes])},
+            "required": "/actions/" not in route.path,
+            "content": dict.fromkeys(media_types(route.takes), _shown(names[route.takes])),
         }
-    headers = [_KEY_PARAMETER] if route.operation == "createVmByKey" else []
-    if "/actions/" in route.path:
-        headers.append(_REQUEST_ID_PARAMETER)
-    if headers:
-        operation["parameters"] = [*operation.get("parameters", []), *headers]
-    success: dict[str, Any] = {"description": "Accepted or queued" if route.status == 202 else "Success"}
-    if route.gives is not None:
-        success["content"] = {"application/json": _shown(names[route.gives])}
-    elif route.operation in _TEXTS:
-        success["content"] = {_TEXTS[route.operation]: {"schema": {"type": "string"}}}
-    else:
-        success["content"] = {"application/json": {"schema": {"type": "object"}}}
-    shown = (
-        ("Location", WAIT_HEADER)
-        if route.status == 202
-        else ("ETag", WAIT_HEADER)
-        if route.operation == "getVm"
-        else ()
+    named = ("X-Request-Id", *(("traceparent",) if route.takes or route.method != "GET" else ()), *route.reads)
+    operation["parameters"] = [
+        *operation.get("parameters", []),
+        *({"$ref": f"#/components/parameters/{name}"} for name in named),
+    ]
+    answers = {str(status): _success(route, status, names, text) for status, text in _successes(route)}
+    operation["responses"] = answers | _problems(route, docs_url)
+
+
+def _successes(route: Route) -> tuple[tuple[int, str], ...]:
+    usual = {202: "Accepted or queued", 201: "Made", 204: "Done"}.get(route.status, "Success")
+    return ((route.status, usual), *route.also)
+
+
+def _success(route: Route, status: int, names: dict[Any, str], text: str) -> dict[str, Any]:
+    told = (
+        route.tells if status == route.status else tuple(name for name in route.tells if name in {"Location", "ETag"})
     )
-    success["headers"] = {"X-Request-Id": _REQUEST_ID} | {name: _HEADERS[name] for name in shown}
-    operation["responses"] = {str(route.status): success} | _problems(route, docs_url)
-    if route.operation == "getVm":
-        operation["responses"]["304"] = {"description": "Not changed since the ETag in If-None-Match"}
+    answer: dict[str, Any] = {"description": text, "headers": _headers("X-Request-Id", *told)}
+    if status not in {204, 304}:
+        answer["content"] = _content(route, names)
+    if route.operation in LINKS:
+        operations, parameters = LINKS[route.operation]
+        answer["links"] = {name: {"operationId": name, "parameters": parameters} for name in operations}
+    return answer
+
+
+def _content(route: Route, names: dict[Any, str]) -> dict[str, Any]:
+    if route.gives is not None:
+        content = {route.media: _shown(names[route.gives])}
+    else:
+        content = {route.media: {"schema": _TEXT if route.media.startswith("text/") else {"type": "object"}}}
+    if route.stream is not None:
+        content[route.stream] = {"schema": _TEXT, "example": examples.STREAM}
+    return content
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _problems(route: Route, docs_url: str) -> dict[str, Any]:
@@ -131,26 +187,14 @@ def _problems(route: Route, docs_url: str) -> dict[str, Any]:
             code.value: {"value": examples.problem(code, int(status), problems.title_of(code), docs_url)}
             for code in codes
         }
-        headers: dict[str, Any] = {"X-Request-Id": _REQUEST_ID}
-        if status in {"429", "503"}:
-            headers["Retry-After"] = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
-        if status == "401":
-            headers["WWW-Authenticate"] = {"schema": {"type": "string"}}
+        more = {"429": ("Retry-After",), "503": ("Retry-After",), "401": ("WWW-Authenticate",)}.get(status, ())
         answers[status] = {
             "description": ", ".join(f"`{code}`" for code in codes),
             "content": {problems.MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="ProblemView")}, "examples": shown}},
-            "headers": headers,
+            "headers": _headers("X-Request-Id", *more),
         }
     return answers
 
 
 def _shown(name: str) -> dict[str, Any]:
     return {"schema": {"$ref": _REF.format(model=name)}, "example": examples.DOCUMENTS[name]}
-
-
-_TEXTS = {
-    "readConsole": "text/plain",
-    "getMetrics": "text/plain",
-    "getDocs": "text/html",
-    "getErrorDocs": "text/html",
-}

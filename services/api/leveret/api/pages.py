@@ -28,7 +28,7 @@ def operations_page(description: dict[str, Any]) -> str:
         for path, operations in description["paths"].items():
             for method, operation in operations.items():
                 if tag["name"] in operation["tags"]:
-                    parts.append(_operation(method, path, operation))
+                    parts.append(_operation(method, path, operation, description))
     return _page("Leveret API", parts)
 
 
@@ -42,19 +42,20 @@ def errors_page() -> str:
     return _page("Leveret errors", parts)
 
 
-def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
+def _operation(method: str, path: str, operation: dict[str, Any], description: dict[str, Any]) -> str:
     parts = [
         f'<details id="{operation["operationId"]}"><summary><span class="method">{method.upper()}</span> '
         f"<code>{escape(path)}</code> {_text(operation['summary'])}</summary>"
     ]
-    parts.extend(_parameters(operation.get("parameters", [])))
-    bodies = operation.get("requestBody", {}).get("content", {}).values()
-    parts.extend(f"<h4>Body</h4>{_json(body['example'])}" for body in bodies)
+    parts.extend(_parameters([_found(parameter, description) for parameter in operation["parameters"]]))
+    bodies = operation.get("requestBody", {}).get("content", {})
+    if bodies:
+        parts.append(f"<h4>Body</h4><p>{_text(' or '.join(bodies))}</p>{_json(next(iter(bodies.values()))['example'])}")
     parts.append("<h4>Answers</h4><table>")
     for status, answer in operation["responses"].items():
         parts.append(f"<tr><td><b>{status}</b></td><td>{_text(answer['description'])}")
         contents = answer.get("content", {}).values()
-        parts.extend(_json(content["example"]) for content in contents if "example" in content)
+        parts.extend(_example(content["example"]) for content in contents if "example" in content)
         parts.append("</td></tr>")
     parts.append("</table></details>")
     return "".join(parts)
@@ -71,6 +72,20 @@ def _parameters(parameters: list[dict[str, Any]]) -> Iterator[str]:
                 f"<td>{_text(about)}</td><td><code>{escape(json.dumps(schema))}</code></td></tr>"
             )
         yield "</table>"
+
+
+def _found(item: dict[str, Any], description: dict[str, Any]) -> dict[str, Any]:
+    """What a `$ref` leads to, or the item itself."""
+    found: Any = item
+    if "$ref" in item:
+        found = description
+        for name in item["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+    return dict(found)
+
+
+def _example(value: Any) -> str:
+    return f"<pre>{escape(value)}</pre>" if isinstance(value, str) else _json(value)
 
 
 def _json(value: Any) -> str:

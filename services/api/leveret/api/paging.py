@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from uuid import UUID
 
 from leveret.shared.errors import Code, fail
@@ -9,7 +10,9 @@ from leveret.shared.errors import Code, fail
 _PREFIX = "v1."
 
 #: What a cursor looks like: a version, and the 16 bytes of an id.
-CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{22}$"
+CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{21}[AQgw]$"
+#: The same in a list that is ordered by name.
+NAME_CURSOR_PATTERN = r"^v1\.[a-z][a-z0-9-]{0,61}$"
 
 
 def cursor_of(vm_id: UUID) -> str:
@@ -26,6 +29,17 @@ def after_cursor(cursor: str) -> UUID:
     if cursor_of(vm_id) != cursor:
         raise _bad()
     return vm_id
+
+
+def cursor_of_name(name: str) -> str:
+    return _PREFIX + name
+
+
+def after_name(cursor: str) -> str:
+    """The name to go on after. Raises LeveretError `invalid_request` for what no list has given out."""
+    if not re.fullmatch(NAME_CURSOR_PATTERN, cursor):
+        raise _bad()
+    return cursor.removeprefix(_PREFIX)
 
 
 def _bad() -> Exception:

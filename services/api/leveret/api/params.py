@@ -6,14 +6,17 @@ from uuid import UUID
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from leveret.api.paging import CURSOR_PATTERN, after_cursor
+from leveret.api import selectors
+from leveret.api.paging import CURSOR_PATTERN, NAME_CURSOR_PATTERN, after_cursor, after_name
 from leveret.api.waits import Target
-from leveret.shared.errors import Code, LeveretError, fail
 from leveret.shared.lifecycle import State
 
 BIGINT_MAX = 2**63 - 1
 
 Text = Annotated[str, Field(max_length=256, pattern=r"^[^\x00]*$")]
+Selector = Annotated[
+    str, Field(max_length=2048, pattern=r"^[^\x00]*$", json_schema_extra={"pattern": selectors.PATTERN})
+]
 
 
 class _Params(BaseModel):
@@ -31,6 +34,9 @@ class CreateParams(WaitParams):
     wait: Literal["running", "ready", "stopped"] | None = Field(
         default=None, description="Answer when the VM is there, or cannot get there."
     )
+    dry_run: bool = Field(
+        default=False, description="Only say whether it would be accepted. Nothing is made, and nothing waited for."
+    )
 
 
 class DeleteParams(WaitParams):
@@ -41,24 +47,22 @@ class ListParams(_Params):
     state: list[State] = Field(
         default=[], max_length=16, description="Only these. Deleted VMs are shown when asked for."
     )
-    label: list[Text] = Field(
-        default=[], max_length=32, description="Only those with this label: `key=value`. Give it again for more."
+    label: list[Selector] = Field(
+        default=[],
+        max_length=32,
+        description=f"Only those with such labels: {selectors.FORMS}. Of several, given again or after commas, "
+        "all must be met.",
     )
     host: Text | None = Field(default=None, description="Only those on this host, by id or name.")
     name: Text | None = Field(default=None, description="Only the one of this name.")
-    limit: int = Field(default=100, ge=1, le=1000)
+    limit: int = Field(default=100, ge=1, le=100_000, description="The answer is streamed, so it may be a long one.")
     cursor: Text | None = Field(
         default=None, description="The `next` of the page before.", json_schema_extra={"pattern": CURSOR_PATTERN}
     )
 
-    def labels(self) -> dict[str, str] | None:
-        """Raises LeveretError `invalid_request` for what is no `key=value`, or a key with two values."""
-        wanted: dict[str, str] = {}
-        for label in self.label:
-            key, equals, value = label.partition("=")
-            if not key or not equals or wanted.setdefault(key, value) != value:
-                raise _invalid("label", "give each key once, as key=value")
-        return wanted or None
+    def labels(self) -> list[dict[str, object]] | None:
+        """Requirements as the list query reads them. Raises LeveretError `invalid_request`."""
+        return [requirement.row() for requirement in selectors.parse(self.label)] or None
 
     def after(self) -> UUID | None:
         return after_cursor(self.cursor) if self.cursor is not None else None
@@ -68,17 +72,14 @@ class EventParams(_Params):
     after: Annotated[int, Field(ge=0, le=BIGINT_MAX)] | Literal["latest"] = Field(
         default=0, description="Only events with a greater `seq`; `latest` for those that are still to come."
     )
-    limit: int = Field(default=100, ge=1, le=1000)
-    wait_s: float = Field(default=0.0, ge=0, le=55, description="When there is none, wait this long for one.")
+    limit: int = Field(default=100, ge=1, le=1000, description="Events in one page; a stream has no end.")
+    wait_s: float = Field(
+        default=0.0, ge=0, le=55, description="When there is none, wait this long for one; a stream always waits."
+    )
 
 
 class ConsoleParams(_Params):
     max_bytes: int = Field(default=65536, ge=1, le=1024 * 1024, description="How much of the end of the log to give.")
-
-
-def _invalid(field: str, message: str) -> LeveretError:
-    errors = [{"field": field, "message": message}]
-    return fail(Code.INVALID_REQUEST, "The parameters are not valid.", errors=errors)
 
 
 Waiting = Annotated[WaitParams, Query()]
@@ -87,3 +88,32 @@ Deleting = Annotated[DeleteParams, Query()]
 Listing = Annotated[ListParams, Query()]
 Following = Annotated[EventParams, Query()]
 Reading = Annotated[ConsoleParams, Query()]
+
+
+class NoParams(_Params):
+    """Nothing may be asked for."""
+
+
+class IdPageParams(_Params):
+    limit: int = Field(default=100, ge=1, le=1000)
+    cursor: Text | None = Field(
+        default=None, description="The `next` of the page before.", json_schema_extra={"pattern": CURSOR_PATTERN}
+    )
+
+    def after(self) -> UUID | None:
+        return after_cursor(self.cursor) if self.cursor is not None else None
+
+
+class NamePageParams(_Params):
+    limit: int = Field(default=100, ge=1, le=1000)
+    cursor: Text | None = Field(
+        default=None, description="The `next` of the page before.", json_schema_extra={"pattern": NAME_CURSOR_PATTERN}
+    )
+
+    def after(self) -> str | None:
+        return after_name(self.cursor) if self.cursor is not None else None
+
+
+Nothing = Annotated[NoParams, Query()]
+ById = Annotated[IdPageParams, Query()]
+ByName = Annotated[NamePageParams, Query()]

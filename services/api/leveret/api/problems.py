@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -33,6 +33,12 @@ STATUS: dict[str, HTTPStatus] = {
     Code.STATE_CONFLICT: HTTPStatus.CONFLICT,
     Code.IMAGE_UNKNOWN: HTTPStatus.UNPROCESSABLE_ENTITY,
     Code.NETWORK_UNKNOWN: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Code.PRECONDITION_FAILED: HTTPStatus.PRECONDITION_FAILED,
+    Code.PROJECT_NOT_FOUND: HTTPStatus.NOT_FOUND,
+    Code.PROJECT_IN_USE: HTTPStatus.CONFLICT,
+    Code.TOKEN_NOT_FOUND: HTTPStatus.NOT_FOUND,
+    Code.AMQP_USER_NOT_FOUND: HTTPStatus.NOT_FOUND,
+    Code.QUOTA_EXCEEDED: HTTPStatus.CONFLICT,
     Code.NO_CAPACITY: HTTPStatus.CONFLICT,
     Code.NO_ADDRESS: HTTPStatus.CONFLICT,
     Code.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
@@ -56,8 +62,6 @@ class FieldError(BaseModel):
 
 class ProblemView(BaseModel):
     """Why a request was not carried out. Branch on `code`; read `detail` and `hint`; report `request_id`."""
-
-    model_config = ConfigDict(title="Problem")
 
     type: str = Field(description="The page that explains the code.")
     title: str

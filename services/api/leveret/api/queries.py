@@ -1,12 +1,13 @@
-"""Every SQL statement of the API. All of them read; every one of a VM or an event is bound to its project."""
+"""Every SQL statement of the API. All of them read; every one of a VM or an event is bound to its project.
 
-#: A token by the SHA-256 of what was presented. Its validity is judged by the database's clock.
-GET_IDENTITY = """
-SELECT project_id, role, name,
-       revoked_at IS NOT NULL AS revoked,
-       coalesce(expires_at <= now(), false) AS expired
-FROM tokens WHERE hash = $1
+Postgres would show them no other project's rows anyway; saying it twice costs nothing.
 """
+
+#: Whose token it is, by the SHA-256 of what was presented. Its validity is judged by the database's clock.
+IDENTIFY = "SELECT id, project_id, role, name, revoked, expired FROM identify($1)"
+
+#: What its holder may know of a token.
+GET_OWN_TOKEN = "SELECT expires_at FROM tokens WHERE project_id = $1 AND id = $2"  # noqa: S105  (no secret)
 
 _VM = """
 SELECT v.id, v.project_id AS project, v.name, v.state, v.step, v.desired, v.generation, v.observed_generation,
@@ -20,13 +21,20 @@ GET_VM = f"{_VM} WHERE v.project_id = $1 AND v.id = $2"
 _MATCHES = """
     AND ($2::uuid IS NULL OR v.id > $2)
     AND ($3::text[] IS NULL OR v.state = ANY ($3))
-    AND ($4::jsonb IS NULL OR v.labels @> $4)
+    AND ($4::jsonb IS NULL OR NOT EXISTS (
+        SELECT FROM jsonb_to_recordset($4) AS r (key text, among jsonb, wanted boolean)
+        WHERE r.wanted IS DISTINCT FROM CASE
+            WHEN r.among IS NULL THEN v.labels ? r.key
+            ELSE coalesce(r.among ? (v.labels ->> r.key), false)
+        END
+    ))
     AND ($5::text IS NULL OR h.name = $5 OR v.host_id::text = $5)
     AND ($6::text IS NULL OR v.name = $6)
 ORDER BY v.id LIMIT $7
 """
 
-#: Parameters: project, id to start after, states, labels, host id or name, VM name, limit; null means any.
+#: Parameters: project, id to start after, states, label requirements (see leveret.api.selectors), host id or name,
+#: VM name, limit; null means any.
 LIST_LIVE_VMS = f"{_VM} WHERE v.project_id = $1 AND v.state <> 'deleted' {_MATCHES}"
 #: The same, with those that are deleted.
 LIST_ALL_VMS = f"{_VM} WHERE v.project_id = $1 {_MATCHES}"
@@ -35,12 +43,20 @@ GET_REJECTION = "SELECT request_id, problem FROM rejections WHERE project_id = $
 
 GET_TOMBSTONE = "SELECT 1 FROM tombstones WHERE project_id = $1 AND vm_id = $2"
 
-_EVENT = "SELECT seq, vm_id, vm_name, type, state, at, data FROM events"
+_EVENTS = """
+SELECT p.last_seq, p.forgotten_seq, e.*
+FROM projects p LEFT JOIN LATERAL (
+    SELECT seq, vm_id, vm_name, type, state, at, data FROM events
+    WHERE project_id = p.id AND seq > $2 {matches} ORDER BY seq LIMIT $3
+) AS e ON true
+WHERE p.id = $1 ORDER BY e.seq
+"""
 
-#: Only numbered events: the relay numbers them in the order in which they became visible.
-LIST_EVENTS = f"{_EVENT} WHERE project_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"
+#: Only numbered events: the relay numbers them in the order in which they became visible. Every row, and a row without
+#: an event when there is none, tells of the newest event and of the newest that is forgotten, as of the same moment.
+LIST_EVENTS = _EVENTS.format(matches="")
 
-LIST_VM_EVENTS = f"{_EVENT} WHERE project_id = $1 AND seq > $2 AND vm_id = $4 ORDER BY seq LIMIT $3"
+LIST_VM_EVENTS = _EVENTS.format(matches="AND vm_id = $4")
 
 LAST_SEQ = "SELECT last_seq FROM projects WHERE id = $1"
 
@@ -49,9 +65,8 @@ NEWS = "SELECT seq, vm_id, state FROM events WHERE project_id = $1 AND seq > $2 
 
 _HOST = """
 SELECT h.id, h.name, h.zone, h.state, h.state_reason, h.labels, h.virt_type, h.vcpus, h.vcpus_used, h.memory_mib,
-       h.memory_mib_used, h.disk_gib, h.disk_gib_used, h.heartbeat_at,
-       (SELECT count(*) FROM vms v WHERE v.host_id = h.id) AS vms
-FROM hosts h
+       h.memory_mib_used, h.disk_gib, h.disk_gib_used, h.heartbeat_at, coalesce(c.vms, 0) AS vms
+FROM hosts h LEFT JOIN vms_per_host() AS c ON c.host_id = h.id
 """
 
 LIST_HOSTS = f"{_HOST} ORDER BY h.name, h.id"
@@ -63,3 +78,33 @@ LIST_IMAGES = "SELECT name, url, sha256, format FROM images ORDER BY name"
 
 #: Says that Postgres answers and that the schema is there.
 CHECK = "SELECT 1 FROM projects LIMIT 1"
+
+_PROJECT = """
+SELECT p.id, p.created_at, q.vms_max, q.vcpus_max, q.memory_mib_max, q.disk_gib_max, q.vms_used, q.vcpus_used,
+       q.memory_mib_used, q.disk_gib_used, q.requests_per_s, q.request_burst
+FROM projects p JOIN quotas q ON q.project_id = p.id WHERE p.deleted_at IS NULL
+"""
+
+GET_PROJECT = f"{_PROJECT} AND p.id = $1"
+
+#: Parameters: the only project to show, the id to start after (null means any), limit.
+LIST_PROJECTS = f"""{_PROJECT}
+AND ($1::text IS NULL OR p.id = $1) AND ($2::text IS NULL OR p.id > $2) ORDER BY p.id LIMIT $3
+"""
+
+_OF_TOKEN = """
+SELECT id, project_id AS project, name, role, created_at, created_by, expires_at, last_used_at, revoked_at
+FROM tokens WHERE project_id = $1
+"""  # noqa: S105  (SQL)
+
+GET_TOKEN = f"{_OF_TOKEN} AND id = $2"
+
+LIST_TOKENS = f"{_OF_TOKEN} AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3"
+
+_AMQP_USER = """
+SELECT name, project_id AS project, role, created_at, created_by FROM amqp_users WHERE project_id = $1
+"""
+
+GET_AMQP_USER = f"{_AMQP_USER} AND name = $2"
+
+LIST_AMQP_USERS = f"{_AMQP_USER} AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3"

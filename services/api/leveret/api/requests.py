@@ -10,7 +10,7 @@ import structlog
 from leveret.api.metrics import Metrics
 from leveret.shared import documents, topology
 from leveret.shared.bus import Caller, Link, Unroutable
-from leveret.shared.errors import Code, LeveretError
+from leveret.shared.errors import Code, LeveretError, fail
 from leveret.shared.messages import TYPE_OF, Verdict
 
 log = structlog.get_logger()
@@ -20,14 +20,20 @@ _RENEW_EVERY_S = 5.0
 
 #: A broker that does not confirm within this time is away: a user has the answer within five seconds.
 CONFIRM_TIMEOUT_S = 4.0
+#: How long a request waits that has no answer but its verdict.
+JUDGED_WITHIN_S = 4.0
+ASK_AGAIN = "Ask again in a moment; that is safe."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request of one user. `at` is when it arrived, in seconds since the epoch."""
+    """One request of one user. `project` is the one it is about, `actor` says who asks.
+
+    `at` is when it arrived, in seconds since the epoch.
+    """
 
     project: str
-    vm_id: UUID
+    actor: str
     request_id: str
     document: documents.Document
     at: float
@@ -36,13 +42,32 @@ class Ask:
     @property
     def headers(self) -> dict[str, str]:
         headers = {
-            "vm_id": str(self.vm_id),
             "request_id": self.request_id,
             "requested_at": str(self.at),
             "project": self.project,
+            "actor": self.actor,
         }
         if self.traceparent is not None and _TRACEPARENT.fullmatch(self.traceparent):
             headers["traceparent"] = self.traceparent
+        return headers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmAsk(Ask):
+    """A request about a VM. `if_match` is an ETag without its quotes; a `dry_run` is judged and not carried out."""
+
+    vm_id: UUID
+    if_match: str | None = None
+    dry_run: bool = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        # Not super() without arguments: a dataclass with slots is another class than the one it was written as.
+        headers = {**super(VmAsk, self).headers, "vm_id": str(self.vm_id)}
+        if self.if_match is not None:
+            headers["if_match"] = self.if_match
+        if self.dry_run:
+            headers["dry_run"] = "true"
         return headers
 
 
@@ -56,8 +81,8 @@ class Requests:
         self._verdict_wait_s = verdict_wait_s
         self._renewed_at = float("-inf")
 
-    async def send(self, ask: Ask) -> Verdict | None:
-        """The verdict, or None when the request is queued and not yet judged.
+    async def send(self, ask: Ask, *, wait_s: float | None = None) -> Verdict | None:
+        """The verdict, or None when the request is queued and was not judged within `wait_s` (or the usual time).
 
         Raises LeveretError `unavailable` when it is not known to be queued: asking again with the same id is safe.
         """
@@ -65,21 +90,33 @@ class Requests:
         message_type = TYPE_OF[type(ask.document)]
         outcome = "unavailable"
         try:
-            verdict = await self._send(message_type, ask)
+            verdict = await self._send(message_type, ask, self._verdict_wait_s if wait_s is None else wait_s)
             outcome = "queued" if verdict is None else "accepted" if verdict.accepted else "rejected"
             return verdict
         finally:
             self._metrics.publishes.labels(message_type, outcome).inc()
             self._metrics.publish_seconds.observe(time.monotonic() - began)
 
-    async def _send(self, message_type: str, ask: Ask) -> Verdict | None:
+    async def judge(self, ask: Ask, *, hint: str = ASK_AGAIN) -> Verdict:
+        """The verdict of a request that is worth nothing without one.
+
+        Raises LeveretError with the refusal, or `unavailable` with this hint when nobody judged it in time.
+        """
+        verdict = await self.send(ask, wait_s=JUDGED_WITHIN_S)
+        if verdict is None:
+            raise fail(Code.UNAVAILABLE, "The request is queued, and was not judged in time.", hint=hint)
+        if not verdict.accepted:
+            raise refused(verdict)
+        return verdict
+
+    async def _send(self, message_type: str, ask: Ask, wait_s: float) -> Verdict | None:
         try:
             answer = await self._caller.ask(
                 topology.REQUESTS.name,
                 message_type,
                 ask.document,
                 headers=ask.headers,
-                wait_s=self._verdict_wait_s,
+                wait_s=wait_s,
                 publish_timeout_s=CONFIRM_TIMEOUT_S,
             )
         except Unroutable:
@@ -97,3 +134,10 @@ class Requests:
         if time.monotonic() - self._renewed_at > _RENEW_EVERY_S:
             self._renewed_at = time.monotonic()
             self._link.renew()
+
+
+def refused(verdict: Verdict) -> LeveretError:
+    """What the conductor refused, with its reason."""
+    if verdict.problem is None:
+        return fail(Code.INTERNAL, "The request was refused without a reason.")
+    return LeveretError(verdict.problem)

@@ -39,12 +39,12 @@ class Rim:
         state = scope.setdefault("state", {})
         state["request_id"] = request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
         began = time.perf_counter()
-        status = 0
+        status, answered = 0, None
 
         async def send_named(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], time.perf_counter()
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
@@ -65,13 +65,18 @@ class Rim:
         finally:
             self._in_flight -= 1
             self._metrics.in_flight.set(self._in_flight)
-            self._note(scope, status, time.perf_counter() - began, state)
+            now = time.perf_counter()
+            self._measure(scope, status, (answered or now) - began)
+            self._note(scope, status, now - began, state)
 
-    def _note(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
-        route = getattr(scope.get("route"), "path", "(none)")
-        method = scope["method"] if scope["method"] in _METHODS else "(other)"
+    def _measure(self, scope: Scope, status: int, seconds: float) -> None:
+        """A stream may last for days; how long it took to begin says how this process does."""
+        route, method = _named(scope)
         self._metrics.requests.labels(route, method, str(status)).inc()
         self._metrics.request_seconds.labels(route, method).observe(seconds)
+
+    def _note(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
+        route, method = _named(scope)
         note = log.info if route.startswith(_V1) or status >= 500 else log.debug
         note(
             "request.done",
@@ -82,6 +87,12 @@ class Rim:
             request_id=state["request_id"],
             project=state.get("project"),
         )
+
+
+def _named(scope: Scope) -> tuple[str, str]:
+    """Route and method, as few as there are names for."""
+    route: str = getattr(scope.get("route"), "path", "(none)")
+    return route, scope["method"] if scope["method"] in _METHODS else "(other)"
 
 
 def request_id_from(given: str | None) -> str:

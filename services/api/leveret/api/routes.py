@@ -2,102 +2,156 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from leveret.api import events, fleet, system, vms
-from leveret.api.views import EventPage, HostPage, ImagePage, VmPage
+from leveret.api import amqp_users, events, fleet, projects, sse, system, tokens, vms, whoami
+from leveret.api.views import AmqpUserPage, EventPage, HostPage, ImagePage, ProjectPage, TokenPage, VmPage, WhoamiView
 from leveret.shared import documents as d
 from leveret.shared.errors import Code
 
 _READ = (Code.UNAUTHENTICATED, Code.UNAVAILABLE, Code.INTERNAL)
 _LIST = (*_READ, Code.INVALID_REQUEST)
-_READ_HOST = (*_READ, Code.NOT_FOUND)
-_WRITE = (
-    *_READ,
-    Code.FORBIDDEN,
-    Code.INVALID_REQUEST,
-    Code.BODY_TOO_LARGE,
-    Code.UNSUPPORTED_CONTENT_TYPE,
-    Code.RATE_LIMITED,
-)
-_CREATE = (
-    *_WRITE,
-    Code.ID_CONFLICT,
-    Code.VM_DELETED,
+_BODY = (Code.BODY_TOO_LARGE, Code.UNSUPPORTED_CONTENT_TYPE)
+
+_WRITE = (*_LIST, Code.FORBIDDEN, Code.RATE_LIMITED, Code.PROJECT_NOT_FOUND)
+#: Why a create may be refused for good: who looks for its VM is told the same.
+_REFUSED = (
     Code.NAME_TAKEN,
     Code.IMAGE_UNKNOWN,
     Code.NETWORK_UNKNOWN,
+    Code.QUOTA_EXCEEDED,
     Code.NO_CAPACITY,
     Code.NO_ADDRESS,
 )
-_DELETE = (*_READ, Code.FORBIDDEN, Code.INVALID_REQUEST, Code.RATE_LIMITED, Code.VM_NOT_FOUND)
-_ACT = (*_WRITE, Code.VM_NOT_FOUND, Code.VM_DELETED, Code.STATE_CONFLICT, Code.NO_CAPACITY)
-_GET = (*_READ, Code.VM_NOT_FOUND, Code.INVALID_REQUEST)
-_CONSOLE = (*_GET, Code.STATE_CONFLICT, Code.HOST_SILENT, Code.HYPERVISOR_UNAVAILABLE, Code.DOMAIN_MISSING)
+_CREATE = (*_WRITE, *_BODY, *_REFUSED, Code.ID_CONFLICT, Code.VM_DELETED)
+_DELETE = (*_WRITE, Code.VM_NOT_FOUND, Code.PRECONDITION_FAILED)
+_UPDATE = (*_DELETE, *_BODY, Code.VM_DELETED, Code.NAME_TAKEN)
+_ACT = (*_DELETE, *_BODY, Code.VM_DELETED, Code.STATE_CONFLICT, Code.NO_CAPACITY)
+_GET = (*_LIST, Code.VM_NOT_FOUND, *_REFUSED)
+_FOLLOW = (*_LIST, Code.RATE_LIMITED)
+_CONSOLE = (
+    *_LIST,
+    Code.VM_NOT_FOUND,
+    Code.STATE_CONFLICT,
+    Code.HOST_SILENT,
+    Code.HYPERVISOR_UNAVAILABLE,
+    Code.DOMAIN_MISSING,
+)
+_HOSTS = (*_LIST, Code.FORBIDDEN)
+_HOST = (*_HOSTS, Code.NOT_FOUND)
+
+_GET_PROJECT = (*_LIST, Code.PROJECT_NOT_FOUND)
+_LOOK = (*_GET_PROJECT, Code.FORBIDDEN)
+_ORDER = (*_WRITE, *_BODY)
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One address and method. `problems` are the codes it may answer with; no `problems`: no token either."""
+    """One address and method. `problems` are the codes it may answer with; no `problems`: no token either.
+
+    `also` are other answers that are no problem, with what they say; `reads` and `tells` are headers of the request and
+    of the answer beside those that all have; `media` is the content type of what is not a document, and `stream` that
+    of what is told for as long as somebody listens.
+    """
 
     method: str
     path: str
     handler: Callable[..., Awaitable[Response]]
     operation: str
-    tag: str
     summary: str
+    tag: str
     gives: type[BaseModel] | None = None
     status: int = 200
     takes: type[d.Document] | None = None
     problems: tuple[Code, ...] = ()
+    also: tuple[tuple[int, str], ...] = ()
+    reads: tuple[str, ...] = ()
+    tells: tuple[str, ...] = ()
+    media: str = "application/json"
+    stream: str | None = None
 
     @property
     def needs_token(self) -> bool:
         return Code.UNAUTHENTICATED in self.problems
 
 
-def _change(  # the rows of the table below that ask for something
-    method: str,
-    path: str,
-    handler: Callable[..., Awaitable[Response]],
-    operation: str,
-    summary: str,
-    takes: type[d.Document] | None,
-    problems: tuple[Code, ...],
-) -> Route:
-    return Route(method, path, handler, operation, "vms", summary, d.RequestView, 202, takes, problems)
-
-
 _VM = "/v1/vms/{vm_id}"
-_ACTIONS = f"{_VM}/actions"
+_DO = f"{_VM}/actions"
+_PROJECT = "/v1/projects/{project}"
+_TOKENS = f"{_PROJECT}/tokens"
+_USERS = f"{_PROJECT}/amqp-users"
+
+_JUDGED = ((200, "The answer to a dry run: it would be accepted"),)
+_THERE = ((200, "It was there already"),)
+_SAME = ((304, "Not changed since the ETag in If-None-Match"),)
+
+# What rows of the table below have in common.
+_ask = partial(Route, tag="vms", gives=d.RequestView, status=202, tells=("Location", "Leveret-Wait"))
+_create = partial(_ask, takes=d.CreateVm, problems=_CREATE, also=_JUDGED)
+_change = partial(_ask, reads=("If-Match",))
+_act = partial(_change, problems=_ACT)
+_vms = partial(Route, tag="vms", problems=_GET)
+_events = partial(Route, tag="events", gives=EventPage, reads=("Last-Event-ID",), stream=sse.MEDIA_TYPE)
+_fleet = partial(Route, tag="fleet", problems=_HOSTS)
+_projects = partial(Route, tag="projects", problems=_GET_PROJECT)
+_admin = partial(Route, tag="projects", problems=_ORDER)
+_system = partial(Route, tag="system")
 
 ROUTES: tuple[Route, ...] = (
-    _change("PUT", _VM, vms.put_vm, "createVm", "Get me a VM, with an id of my own", d.CreateVm, _CREATE),
-    _change("POST", "/v1/vms", vms.post_vm, "createVmByKey", "Get me a VM", d.CreateVm, _CREATE),
-    _change("DELETE", _VM, vms.delete_vm, "deleteVm", "Make it go away", None, _DELETE),
-    _change("POST", f"{_ACTIONS}/start", vms.action(d.StartVm), "startVm", "Let it run", d.StartVm, _ACT),
-    _change("POST", f"{_ACTIONS}/stop", vms.action(d.StopVm), "stopVm", "Shut it down", d.StopVm, _ACT),
-    _change("POST", f"{_ACTIONS}/reboot", vms.action(d.RebootVm), "rebootVm", "Reset it", d.RebootVm, _ACT),
-    _change("POST", f"{_ACTIONS}/retry", vms.action(d.RetryVm), "retryVm", "Try again after an error", d.RetryVm, _ACT),
-    Route("GET", "/v1/vms", vms.list_vms, "listVms", "vms", "List VMs", VmPage, problems=_LIST),
-    Route("GET", _VM, vms.get_vm, "getVm", "vms", "Show a VM, or wait for it", d.VmView, problems=_GET),
-    Route("GET", f"{_VM}/console-log", fleet.read_console, "readConsole", "vms", "Read its console", problems=_CONSOLE),
-    Route("GET", f"{_VM}/events", events.list_vm_events, "listVmEvents", "events", "Follow", EventPage, problems=_GET),
-    Route("GET", "/v1/events", events.list_events, "listEvents", "events", "Follow all VMs", EventPage, problems=_LIST),
-    Route("GET", "/v1/hosts", fleet.list_hosts, "listHosts", "fleet", "List hosts", HostPage, problems=_READ),
-    Route("GET", "/v1/hosts/{host}", fleet.get_host, "getHost", "fleet", "Show one", d.HostView, problems=_READ_HOST),
-    Route("GET", "/v1/images", fleet.list_images, "listImages", "fleet", "List images", ImagePage, problems=_READ),
-    Route("GET", "/", system.index, "getIndex", "system", "Who this is and what it can do"),
-    Route("GET", "/version", system.version, "getVersion", "system", "Which version runs"),
-    Route("GET", "/livez", system.livez, "getLive", "system", "Whether this process lives"),
-    Route("GET", "/readyz", system.readyz, "getReady", "system", "Whether it can serve", problems=(Code.UNAVAILABLE,)),
-    Route("GET", "/metrics", system.metrics, "getMetrics", "system", "Metrics for Prometheus"),
-    Route("GET", "/openapi.json", system.openapi, "getOpenapi", "system", "This description"),
-    Route("GET", "/docs", system.docs, "getDocs", "system", "This description, for people"),
-    Route("GET", "/docs/errors", system.error_docs, "getErrorDocs", "system", "Every error code, explained"),
+    _create("PUT", _VM, vms.put_vm, "createVm", "Get me a VM, with an id of my own"),
+    _create("POST", "/v1/vms", vms.post_vm, "createVmByKey", "Get me a VM", reads=("Idempotency-Key",)),
+    _change("PATCH", _VM, vms.patch_vm, "updateVm", "Rename or label it", takes=d.UpdateVm, problems=_UPDATE),
+    _change("DELETE", _VM, vms.delete_vm, "deleteVm", "Make it go away", problems=_DELETE),
+    _act("POST", f"{_DO}/start", vms.action(d.StartVm), "startVm", "Let it run", takes=d.StartVm),
+    _act("POST", f"{_DO}/stop", vms.action(d.StopVm), "stopVm", "Shut it down", takes=d.StopVm),
+    _act("POST", f"{_DO}/reboot", vms.action(d.RebootVm), "rebootVm", "Reset it", takes=d.RebootVm),
+    _act("POST", f"{_DO}/retry", vms.action(d.RetryVm), "retryVm", "Try again after an error", takes=d.RetryVm),
+    _vms("GET", "/v1/vms", vms.list_vms, "listVms", "List VMs", gives=VmPage, problems=_LIST),
+    _vms("GET", _VM, vms.get_vm, "getVm", "Show a VM, or wait for it", gives=d.VmView, also=_SAME,
+         reads=("If-None-Match",), tells=("ETag", "Leveret-Wait")),
+    _vms("GET", f"{_VM}/console-log", fleet.read_console, "readConsole", "Read its console", problems=_CONSOLE,
+         media="text/plain", tells=("Leveret-Truncated",)),
+    _events("GET", f"{_VM}/events", events.list_vm_events, "listVmEvents", "Follow a VM",
+            problems=(*_GET, Code.RATE_LIMITED)),
+    _events("GET", "/v1/events", events.list_events, "listEvents", "Follow everything", problems=_FOLLOW),
+    _events("GET", f"{_PROJECT}/events", events.list_project_events, "listProjectEvents", "Follow a project",
+            problems=(*_FOLLOW, Code.PROJECT_NOT_FOUND)),
+    _projects("GET", "/v1/whoami", whoami.whoami, "whoami", "Who holds this token", gives=WhoamiView, problems=_LIST),
+    _fleet("GET", "/v1/hosts", fleet.list_hosts, "listHosts", "List hosts", gives=HostPage),
+    _fleet("GET", "/v1/hosts/{host}", fleet.get_host, "getHost", "Show a host", gives=d.HostView, problems=_HOST),
+    _fleet("GET", "/v1/images", fleet.list_images, "listImages", "List images", gives=ImagePage, problems=_LIST),
+    _projects("GET", "/v1/projects", projects.list_projects, "listProjects", "List projects", gives=ProjectPage,
+              problems=_LIST),
+    _admin("PUT", _PROJECT, projects.put_project, "createProject", "Make a project", status=201, also=_THERE,
+           takes=d.CreateProject, gives=d.ProjectView, problems=(*_ORDER, Code.ID_CONFLICT), tells=("Location",)),
+    _projects("GET", _PROJECT, projects.get_project, "getProject", "Show a project", gives=d.ProjectView),
+    _admin("PATCH", f"{_PROJECT}/quota", projects.patch_quota, "updateQuota", "Change its limits",
+           takes=d.UpdateQuota, gives=d.ProjectView, problems=(*_ORDER, Code.QUOTA_EXCEEDED)),
+    _admin("DELETE", _PROJECT, projects.delete_project, "deleteProject", "Close a project", status=204,
+           problems=(*_WRITE, Code.PROJECT_IN_USE)),
+    _projects("GET", _TOKENS, tokens.list_tokens, "listTokens", "List tokens", gives=TokenPage, problems=_LOOK),
+    _admin("POST", _TOKENS, tokens.post_token, "createToken", "Make a token", status=201, takes=d.CreateToken,
+           gives=d.NewTokenView, problems=(*_ORDER, Code.NAME_TAKEN), tells=("Cache-Control",)),
+    _admin("DELETE", f"{_TOKENS}/{{token_id}}", tokens.delete_token, "revokeToken", "End a token", status=204,
+           problems=(*_WRITE, Code.TOKEN_NOT_FOUND)),
+    _projects("GET", _USERS, amqp_users.list_amqp_users, "listAmqpUsers", "List broker users", gives=AmqpUserPage,
+              problems=_LOOK),
+    _admin("PUT", f"{_USERS}/{{user}}", amqp_users.put_amqp_user, "addAmqpUser", "Let a broker user speak for it",
+           status=201, also=_THERE, takes=d.AddAmqpUser, gives=d.AmqpUserView, problems=(*_ORDER, Code.ID_CONFLICT)),
+    _admin("DELETE", f"{_USERS}/{{user}}", amqp_users.delete_amqp_user, "removeAmqpUser", "Let it speak no more",
+           status=204, problems=(*_WRITE, Code.AMQP_USER_NOT_FOUND)),
+    _system("GET", "/", system.index, "getIndex", "Who this is and what it can do"),
+    _system("GET", "/version", system.version, "getVersion", "Which version runs"),
+    _system("GET", "/livez", system.livez, "getLive", "Whether this process lives"),
+    _system("GET", "/readyz", system.readyz, "getReady", "Whether it can serve", problems=(Code.UNAVAILABLE,)),
+    _system("GET", "/metrics", system.metrics, "getMetrics", "Metrics for Prometheus", media="text/plain"),
+    _system("GET", "/openapi.json", system.openapi, "getOpenapi", "This description"),
+    _system("GET", "/docs", system.docs, "getDocs", "This description, for people", media="text/html"),
+    _system("GET", "/docs/errors", system.error_docs, "getErrorDocs", "Every error code, explained", media="text/html"),
 )  # fmt: skip
 
 

@@ -6,10 +6,13 @@ from fastapi import Request
 
 from leveret.api.auth import Tokens
 from leveret.api.database import Database
+from leveret.api.eventlog import EventLog
 from leveret.api.feed import EventFeed
+from leveret.api.last_use import LastUse
 from leveret.api.metrics import Metrics
 from leveret.api.requests import Requests
 from leveret.api.settings import ApiSettings
+from leveret.api.streams import Streams
 from leveret.api.waits import Waits
 from leveret.shared.bus import Caller, Link
 
@@ -23,7 +26,10 @@ class Service:
     caller: Caller
     database: Database
     feed: EventFeed
+    log: EventLog
+    streams: Streams
     tokens: Tokens
+    last_use: LastUse
     requests: Requests
     waits: Waits
 

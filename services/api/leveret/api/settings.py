@@ -18,6 +18,12 @@ class ApiSettings(ServiceSettings):
     max_in_flight: int = Field(
         default=5000, ge=1, description="Requests at once, waiting ones included; more are answered with 503."
     )
+    heartbeat_s: float = Field(
+        default=15.0, gt=0, le=300, description="A stream of events that has nothing to tell says so this often."
+    )
+    streams_max: int = Field(
+        default=1000, ge=1, description="Streams of events that a project may have at once; more are answered with 429."
+    )
     docs_url: str = Field(
         default="/docs/errors", description="The page that explains every error code: the `type` of a problem."
     )

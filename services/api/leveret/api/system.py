@@ -15,7 +15,23 @@ from leveret.shared.errors import Code, LeveretError, Problem
 READY_TIMEOUT_S = 2.0
 
 #: What a client may rely on without trying. Only added to.
-FEATURES = ("console-log", "event-feed", "event-long-poll", "idempotency-key", "label-filter", "wait")
+FEATURES = (
+    "conditional-requests",
+    "console-log",
+    "dry-run",
+    "event-feed",
+    "event-long-poll",
+    "event-stream",
+    "idempotency-key",
+    "label-filter",
+    "label-selectors",
+    "long-lists",
+    "projects",
+    "quotas",
+    "vm-update",
+    "wait",
+    "whoami",
+)
 
 #: The pages that /docs serves have neither scripts nor anything from elsewhere.
 _PAGE_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
@@ -70,7 +86,7 @@ async def readyz(request: Request) -> Response:
 async def _postgres_trouble(service: Service) -> str | None:
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
-            await service.database.row(queries.CHECK)
+            await service.database.row(None, queries.CHECK)
     except LeveretError as error:
         return error.problem.message
     except TimeoutError:
@@ -83,6 +99,7 @@ async def metrics(request: Request) -> Response:
     service.metrics.broker_up.set(service.link.is_up)
     service.metrics.feed_up.set(service.feed.is_listening)
     service.metrics.watches.set(service.feed.watching)
+    service.metrics.streams.set(service.streams.count)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

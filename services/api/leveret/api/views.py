@@ -1,8 +1,23 @@
 """From rows to the documents that users read: the one place that knows both."""
 
+from datetime import datetime
+from uuid import UUID
+
 import asyncpg
 
-from leveret.shared.documents import Document, EventView, HostView, ImageView, VmView
+from leveret.shared.documents import (
+    AmqpUserView,
+    Document,
+    EventView,
+    HostView,
+    ImageView,
+    NewTokenView,
+    ProjectView,
+    Role,
+    TokenView,
+    VmView,
+    revision_of,
+)
 
 
 class VmPage(Document):
@@ -27,10 +42,51 @@ class ImagePage(Document):
 
 
 class EventPage(Document):
-    """Some events in the order of `seq`. `next` is what to give as `after` for those that follow."""
+    """Some events in the order of `seq`. `next` is what to give as `after` for those that follow.
+
+    Who asked for what is `after` a number that is less than `forgotten_seq` may have missed some for good.
+    """
 
     items: tuple[EventView, ...]
     next: int
+    forgotten_seq: int
+
+
+class TokenName(Document):
+    """The token that was presented."""
+
+    id: UUID
+    name: str
+    expires_at: datetime | None
+
+
+class WhoamiView(Document):
+    """What the holder of a token is, and where."""
+
+    project: str
+    role: Role
+    token: TokenName
+
+
+class ProjectPage(Document):
+    """Some projects in the order of their ids. `next` is the cursor of the page that follows."""
+
+    items: tuple[ProjectView, ...]
+    next: str | None = None
+
+
+class TokenPage(Document):
+    """Some tokens of a project, the oldest first; revoked ones are shown too. `next` is the cursor of what follows."""
+
+    items: tuple[TokenView, ...]
+    next: str | None = None
+
+
+class AmqpUserPage(Document):
+    """Some broker users that speak for a project, by name. `next` is the cursor of the page that follows."""
+
+    items: tuple[AmqpUserView, ...]
+    next: str | None = None
 
 
 def vm(row: asyncpg.Record) -> VmView:
@@ -52,4 +108,29 @@ def image(row: asyncpg.Record) -> ImageView:
 
 def etag(view: VmView) -> str:
     """A VM's document is another one when its wish (generation) or its row (updated_at) is."""
-    return f'"{view.generation}.{int(view.updated_at.timestamp() * 1_000_000)}"'
+    return f'"{revision_of(view.generation, view.updated_at)}"'
+
+
+def project(row: asyncpg.Record) -> ProjectView:
+    resources = ("vms", "vcpus", "memory_mib", "disk_gib")
+    return ProjectView.model_validate(
+        {
+            "id": row["id"],
+            "created_at": row["created_at"],
+            "quota": {name: row[f"{name}_max"] for name in resources}
+            | {name: row[name] for name in ("requests_per_s", "request_burst")},
+            "usage": {name: row[f"{name}_used"] for name in resources},
+        }
+    )
+
+
+def token(row: asyncpg.Record) -> TokenView:
+    return TokenView.model_validate(dict(row))
+
+
+def new_token(row: asyncpg.Record, secret: str) -> NewTokenView:
+    return NewTokenView.model_validate({**row, "token": secret})
+
+
+def amqp_user(row: asyncpg.Record) -> AmqpUserView:
+    return AmqpUserView.model_validate(dict(row))

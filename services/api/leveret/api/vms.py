@@ -8,23 +8,24 @@ from uuid import UUID
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from leveret.api import queries, views
-from leveret.api.auth import Identity, Reader, Writer
+from leveret.api import etags, listing, views
+from leveret.api.auth import Asker, Identity, Reader, Writer
 from leveret.api.bodies import body_of
-from leveret.api.paging import cursor_of
-from leveret.api.params import Creating, Deleting, Listing, Waiting, WaitParams
+from leveret.api.headers import idempotency_key, if_match
+from leveret.api.params import CreateParams, Creating, Deleting, Listing, Nothing, Waiting, WaitParams
 from leveret.api.problems import Refusal
-from leveret.api.requests import Ask
+from leveret.api.requests import VmAsk, refused
 from leveret.api.service import Service, service_of
+from leveret.api.streaming import Streamed
 from leveret.api.waits import Goal, Outcome, Sight, judge, look
 from leveret.shared import ids
-from leveret.shared.documents import CreateVm, DeleteVm, Document, RequestView, VmView
-from leveret.shared.errors import Code, LeveretError, Problem, fail
-from leveret.shared.lifecycle import State
+from leveret.shared.documents import CreateVm, DeleteVm, Document, RequestView, UpdateVm, VmView
+from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.messages import Verdict
 
 WAIT_HEADER = "Leveret-Wait"
-KEY_MAX_CHARS = 255
+
+IfMatch = Annotated[str | None, Depends(if_match)]
 
 
 async def put_vm(
@@ -34,22 +35,30 @@ async def put_vm(
     document: Annotated[CreateVm, Depends(body_of(CreateVm))],
     params: Creating,
 ) -> Response:
-    return await _change(request, identity, vm_id, document, params)
+    return await _create(request, identity, vm_id, document, params)
 
 
 async def post_vm(
     request: Request, identity: Writer, document: Annotated[CreateVm, Depends(body_of(CreateVm))], params: Creating
 ) -> Response:
-    key = request.headers.get("idempotency-key")
-    if key is not None and not (0 < len(key) <= KEY_MAX_CHARS and key.isascii() and key.isprintable()):
-        errors = [{"field": "Idempotency-Key", "message": f"give 1 to {KEY_MAX_CHARS} printable ASCII characters"}]
-        raise fail(Code.INVALID_REQUEST, "The headers are not valid.", errors=errors)
+    key = idempotency_key(request)
     vm_id = ids.new_id() if key is None else ids.id_for_key(identity.project, key)
-    return await _change(request, identity, vm_id, document, params, by_key=key is not None)
+    return await _create(request, identity, vm_id, document, params, by_key=key is not None)
 
 
-async def delete_vm(request: Request, vm_id: UUID, identity: Writer, params: Deleting) -> Response:
-    return await _change(request, identity, vm_id, DeleteVm(), params)
+async def patch_vm(
+    request: Request,
+    vm_id: UUID,
+    identity: Writer,
+    condition: IfMatch,
+    document: Annotated[UpdateVm, Depends(body_of(UpdateVm))],
+    _params: Nothing,
+) -> Response:
+    return await _change(request, _ask(request, identity, vm_id, document, if_match=condition), WaitParams())
+
+
+async def delete_vm(request: Request, vm_id: UUID, identity: Writer, condition: IfMatch, params: Deleting) -> Response:
+    return await _change(request, _ask(request, identity, vm_id, DeleteVm(), if_match=condition), params)
 
 
 def action(model: type[Document]) -> Callable[..., Awaitable[Response]]:
@@ -59,6 +68,7 @@ def action(model: type[Document]) -> Callable[..., Awaitable[Response]]:
         request: Request,
         vm_id: UUID,
         identity: Writer,
+        condition: IfMatch,
         document: Annotated[Document, Depends(body_of(model, optional=True))],
         params: Waiting,
     ) -> Response:
@@ -66,7 +76,8 @@ def action(model: type[Document]) -> Callable[..., Awaitable[Response]]:
         if params.wait is not None:
             # Until the request was judged, the row tells of an older wish: only a newer generation counts.
             generation = await _generation(service_of(request), identity.project, vm_id) + 1
-        return await _change(request, identity, vm_id, document, params, newer_than=generation)
+        ask = _ask(request, identity, vm_id, document, if_match=condition)
+        return await _change(request, ask, params, newer_than=generation)
 
     return act
 
@@ -83,32 +94,23 @@ async def get_vm(request: Request, vm_id: UUID, identity: Reader, params: Waitin
             vm_id,
             lambda seen: _outcome(seen, goal),
             timeout_s=params.timeout_s,
-            is_gone=request.is_disconnected,
+            asker=Asker(request),
         )
         headers[WAIT_HEADER] = outcome.value
     if sight.vm is None:
         raise Refusal(sight.refusal or not_found(sight), headers=headers)
     headers["ETag"] = views.etag(sight.vm)
-    if headers["ETag"] in request.headers.get("if-none-match", ""):
+    if etags.has_it(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return _json(sight.vm, headers=headers)
 
 
-async def list_vms(request: Request, identity: Reader, params: Listing) -> Response:
-    query = queries.LIST_ALL_VMS if State.DELETED in params.state else queries.LIST_LIVE_VMS
-    rows = await service_of(request).database.rows(
-        query,
-        identity.project,
-        params.after(),
-        [state.value for state in params.state] or None,
-        params.labels(),
-        params.host,
-        params.name,
-        params.limit + 1,
-    )
-    shown = rows[: params.limit]
-    more = cursor_of(shown[-1]["id"]) if len(rows) > len(shown) else None
-    return _json(views.VmPage(items=tuple(views.vm(row) for row in shown), next=more))
+async def list_vms(request: Request, _identity: Reader, params: Listing) -> Response:
+    batches = listing.batches(service_of(request).database, Asker(request), params)
+    first = await anext(batches)
+    if first.is_last:
+        return Response(listing.whole(first), media_type="application/json")
+    return Streamed(listing.pieces(first, batches), media_type="application/json")
 
 
 def not_found(sight: Sight) -> Problem:
@@ -116,52 +118,78 @@ def not_found(sight: Sight) -> Problem:
     return Problem.of(Code.VM_NOT_FOUND, f"This VM {why}.")
 
 
-async def _change(
+async def _create(
+    request: Request, identity: Identity, vm_id: UUID, document: CreateVm, params: CreateParams, *, by_key: bool = False
+) -> Response:
+    ask = _ask(request, identity, vm_id, document, dry_run=params.dry_run)
+    if params.dry_run:
+        return await _try(request, ask, by_key=by_key)
+    return await _change(request, ask, params, by_key=by_key)
+
+
+def _ask(
     request: Request,
     identity: Identity,
     vm_id: UUID,
     document: Document,
-    params: WaitParams,
     *,
-    by_key: bool = False,
-    newer_than: int = 0,
-) -> Response:
-    """Ask, wait for the verdict, then for the VM if that was asked for too."""
-    service = service_of(request)
-    ask = Ask(
+    if_match: str | None = None,
+    dry_run: bool = False,
+) -> VmAsk:
+    return VmAsk(
         project=identity.project,
+        actor=identity.actor,
         vm_id=vm_id,
         request_id=request.state.request_id,
         document=document,
         at=time.time(),
+        if_match=if_match,
+        dry_run=dry_run,
         traceparent=request.headers.get("traceparent"),
     )
-    headers = {"Location": f"/v1/vms/{vm_id}"}
+
+
+async def _try(request: Request, ask: VmAsk, *, by_key: bool) -> Response:
+    """Only ask what the answer would be. Nothing is queued that could come true later, so it is judged now or not."""
+    try:
+        await service_of(request).requests.judge(ask)
+    except LeveretError as error:
+        raise _told(error, by_key=by_key) from error
+    view = RequestView(request_id=ask.request_id, vm_id=ask.vm_id, verdict="would_be_accepted", vm=None)
+    return _json(view)
+
+
+async def _change(
+    request: Request, ask: VmAsk, params: WaitParams, *, by_key: bool = False, newer_than: int = 0
+) -> Response:
+    """Ask, wait for the verdict, then for the VM if that was asked for too."""
+    service = service_of(request)
+    headers = {"Location": f"/v1/vms/{ask.vm_id}"}
     try:
         verdict = await service.requests.send(ask)
     except LeveretError as error:
-        details = {**error.problem.details, "vm_id": str(vm_id)}
+        details = {**error.problem.details, "vm_id": str(ask.vm_id)}
         raise Refusal(error.problem.model_copy(update={"details": details}), headers=headers) from error
     if verdict is not None and not verdict.accepted:
-        raise _refused(verdict.problem, by_key=by_key)
+        raise _told(refused(verdict), by_key=by_key)
     if params.wait is None:
-        sight = await _glance(service, identity.project, vm_id, verdict)
+        sight = await _glance(service, ask.project, ask.vm_id, verdict)
     else:
         goal = Goal(params.wait, (verdict.generation or 0) if verdict is not None else newer_than)
         outcome, sight = await service.waits.until(
-            identity.project,
-            vm_id,
+            ask.project,
+            ask.vm_id,
             lambda seen: _outcome_of_change(seen, goal, verdict, ask.request_id),
             timeout_s=params.timeout_s,
-            is_gone=request.is_disconnected,
+            asker=Asker(request),
         )
         if sight.vm is None and outcome is Outcome.FAILED:
-            raise _refused(sight.refusal or not_found(sight), by_key=by_key)
+            raise _told(LeveretError(sight.refusal or not_found(sight)), by_key=by_key)
         headers[WAIT_HEADER] = outcome.value
     return _json(_view(ask, verdict, sight.vm), status=202, headers=headers)
 
 
-def _view(ask: Ask, verdict: Verdict | None, vm: VmView | None) -> RequestView:
+def _view(ask: VmAsk, verdict: Verdict | None, vm: VmView | None) -> RequestView:
     """A create whose row is there was accepted, even if nobody heard the verdict."""
     accepted = verdict is not None or (vm is not None and isinstance(ask.document, CreateVm))
     return RequestView(request_id=ask.request_id, vm_id=ask.vm_id, verdict="accepted" if accepted else "queued", vm=vm)
@@ -186,13 +214,11 @@ def _outcome_of_change(sight: Sight, goal: Goal, verdict: Verdict | None, reques
     return None
 
 
-def _refused(problem: Problem | None, *, by_key: bool) -> LeveretError:
-    """What the conductor refused. One key with two bodies is 422 and one id with two bodies 409, as is usual."""
-    if problem is None:
-        return fail(Code.INTERNAL, "The request was refused without a reason.")
-    if by_key and problem.code is Code.ID_CONFLICT:
-        return Refusal(problem, status=422)
-    return LeveretError(problem)
+def _told(error: LeveretError, *, by_key: bool) -> LeveretError:
+    """A refusal as HTTP tells it: one key with two bodies is 422 and one id with two bodies 409, as is usual."""
+    if by_key and error.problem.code is Code.ID_CONFLICT:
+        return Refusal(error.problem, status=422)
+    return error
 
 
 async def _glance(service: Service, project: str, vm_id: UUID, verdict: Verdict | None) -> Sight:

@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 from uuid import UUID
 
 from leveret.api import queries, views
+from leveret.api.auth import Asker
 from leveret.api.database import Database
-from leveret.api.feed import EventFeed
+from leveret.api.feed import EventFeed, Watch
 from leveret.shared.documents import VmView
-from leveret.shared.errors import LeveretError, Problem
+from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.lifecycle import Desired, State
 
 Target = Literal["running", "ready", "stopped", "deleted"]
@@ -78,15 +79,34 @@ def judge(vm: VmView, goal: Goal) -> Outcome | None:
 
 async def look(database: Database, project: str, vm_id: UUID) -> Sight:
     """What there is of this id in this project."""
-    row = await database.row(queries.GET_VM, project, vm_id)
+    row = await database.row(project, queries.GET_VM, project, vm_id)
     if row is not None:
         return Sight(vm=views.vm(row))
-    rejection = await database.row(queries.GET_REJECTION, project, vm_id)
+    rejection = await database.row(project, queries.GET_REJECTION, project, vm_id)
     if rejection is not None:
         problem = Problem.model_validate(rejection["problem"])
         return Sight(refusal=problem, refused_request_id=rejection["request_id"])
-    tombstone = await database.row(queries.GET_TOMBSTONE, project, vm_id)
+    tombstone = await database.row(project, queries.GET_TOMBSTONE, project, vm_id)
     return Sight(tombstone=tombstone is not None)
+
+
+async def news(watch: Watch, asker: Asker, for_s: float) -> bool:
+    """Whether something happened within this time. The token is confirmed as often as it must be meanwhile.
+
+    Returns early when nobody can tell of the token: then nobody can tell of the VM either, and whoever looks finds out.
+    Raises LeveretError `unauthenticated` when the token has ended.
+    """
+    until = time.monotonic() + for_s
+    while (left_s := until - time.monotonic()) > 0:
+        if await watch.wait(min(left_s, asker.good_for_s)):
+            return True
+        try:
+            await asker.confirm()
+        except LeveretError as error:
+            if error.problem.code is not Code.UNAVAILABLE:
+                raise
+            return False
+    return False
 
 
 class Waits:
@@ -103,27 +123,33 @@ class Waits:
         done: Callable[[Sight], Outcome | None],
         *,
         timeout_s: float,
-        is_gone: Callable[[], Awaitable[bool]],
+        asker: Asker,
     ) -> tuple[Outcome, Sight]:
-        """Look until `done` says what came of it. Raises LeveretError `unavailable` if Postgres was away to the end."""
+        """Look until `done` says what came of it.
+
+        Raises LeveretError `unavailable` if Postgres was away to the end, `unauthenticated` when the token ended.
+        """
         until = time.monotonic() + timeout_s
         with self._feed.watch(project, vm_id, settled_only=True) as watch:
             while True:
                 away: LeveretError | None = None
                 sight = Sight()
                 try:
+                    await asker.confirm()
                     sight = await look(self._database, project, vm_id)
                 except LeveretError as error:
+                    if error.problem.code is not Code.UNAVAILABLE:
+                        raise
                     away = error
                 outcome = done(sight) if away is None else None
                 if outcome is not None:
                     return outcome, sight
-                left_s = until - time.monotonic()
-                if left_s <= 0 or self._feed.is_closed or await is_gone():
+                if until <= time.monotonic() or self._feed.is_closed or await asker.is_gone():
                     if away is not None:
                         raise away
                     return Outcome.TIMED_OUT, sight
                 if away is not None:
-                    await asyncio.sleep(min(left_s, _AWAY_PAUSE_S))
+                    await asyncio.sleep(min(until - time.monotonic(), _AWAY_PAUSE_S))
                 else:
-                    await watch.wait(min(left_s, _LOOK_S if sight.vm is not None else _LOOK_QUEUED_S))
+                    look_s = _LOOK_S if sight.vm is not None else _LOOK_QUEUED_S
+                    await news(watch, asker, min(until - time.monotonic(), look_s))
