@@ -3,7 +3,8 @@
 import base64
 import hashlib
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 VHOST = "leveret"
 
@@ -18,6 +19,7 @@ class BrokerUser:
     write: str
     read: str
     tags: tuple[str, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     def definition(self, name: str) -> dict[str, object]:
         """Return the account as a definitions file holds it: with the hash only."""
@@ -26,7 +28,7 @@ class BrokerUser:
             "password_hash": self.password_hash,
             "hashing_algorithm": "rabbit_password_hashing_sha256",
             "tags": list(self.tags),
-            "limits": {},
+            "limits": dict(self.limits),
         }
 
     def permission(self, name: str) -> dict[str, object]:

@@ -13,6 +13,14 @@ from urllib.parse import quote
 
 from leveret.stack.account import Account
 from leveret.stack.broker_user import VHOST, BrokerUser, hash_password
+from leveret.stack.client_permissions import (
+    CLIENT_LIMITS,
+    CLIENT_POLICY,
+    CLIENT_POLICY_NAME,
+    Role,
+    check_client,
+    client_permissions,
+)
 from leveret.stack.directory import ServerDirectory
 from leveret.stack.errors import ProcessExitedError, StackError
 from leveret.stack.ports import free_port, is_free, is_listening
@@ -20,6 +28,24 @@ from leveret.stack.process import BASE_ENV, Daemon
 
 SCRIPTS = Path("/usr/lib/rabbitmq/bin")
 ADMIN = "leveret"
+
+#: What each of a broker's ports is for; the last two are only listened on when they are asked for.
+PORTS = ("amqp", "dist", "epmd", "metrics", "management")
+
+#: Twice the largest body that anybody of ours accepts (`MAX_REQUEST_BYTES`, which `decode` holds every message to): a
+#: client that is a little over it still gets a verdict, and one that is far over it is stopped by the broker.
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+
+#: Deletes the queues and exchanges whose names begin as given, with all their bindings.
+DELETE_OWNED = """
+Prefix = <<"{prefix}">>,
+Mine = fun({{resource, _, _, Name}}) -> binary:longest_common_prefix([Name, Prefix]) =:= byte_size(Prefix) end,
+[rabbit_amqqueue:delete(Q, false, false, <<"leveret">>) ||
+    Q <- rabbit_amqqueue:list(<<"{vhost}">>), Mine(amqqueue:get_name(Q))],
+[rabbit_exchange:delete(element(2, X), false, <<"leveret">>) ||
+    X <- rabbit_exchange:list(<<"{vhost}">>), Mine(element(2, X))],
+ok.
+"""
 
 START_ATTEMPTS = 3
 EPMD_READY_S = 10.0
@@ -40,16 +66,20 @@ PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 class Rabbit:
     """A RabbitMQ server of its own: port, node, name service, users, data and logs in one directory.
 
-    `heartbeat_s` and `metrics` take effect at the next start. The broker listens on 127.0.0.1 only, has
-    no `guest`, one virtual host, and an administrator with a random password. `url` may change until
-    `wait_ready` has returned for the first time (a port can be lost to another process); after that it
-    stays the same over restarts unless somebody else took the port meanwhile.
+    `heartbeat_s`, `metrics` and `management` (the HTTP API) take effect at the next start. The broker
+    listens on 127.0.0.1 only, has no `guest`, one virtual host, and an administrator with a random
+    password. `url` may change until `wait_ready` has returned for the first time (a port can be lost to
+    another process); after that it stays the same over restarts unless somebody else took the port
+    meanwhile.
     """
 
-    def __init__(self, directory: Path, *, heartbeat_s: int = 10, metrics: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *, heartbeat_s: int = 10, metrics: bool = False, management: bool = False
+    ) -> None:
         self.directory = ServerDirectory(directory, "rabbitmq")
         self.heartbeat_s = heartbeat_s
         self.metrics = metrics
+        self.management = management
         self._broker = Daemon("rabbitmq", self.directory.path)
         self._epmd = Daemon("epmd", self.directory.path)
 
@@ -67,6 +97,12 @@ class Rabbit:
     def metrics_url(self) -> str:
         """Return where Prometheus can read the broker's figures, when `metrics` is on."""
         return f"http://127.0.0.1:{self.directory.read()['ports']['metrics']}/metrics"
+
+    @property
+    def management_url(self) -> str:
+        """Return where the HTTP API is, with the administrator's password, when `management` is on."""
+        port = self.directory.read()["ports"]["management"]
+        return f"http://{ADMIN}:{self._users()[ADMIN].password}@127.0.0.1:{port}/{VHOST}"
 
     @property
     def pid(self) -> int | None:
@@ -156,6 +192,7 @@ class Rabbit:
         write: str = "^$",
         read: str = "^$",
         tags: Sequence[str] = (),
+        limits: Mapping[str, int] | None = None,
     ) -> str:
         """Make or change a broker user and return its AMQP URL; by default it may touch nothing.
 
@@ -172,7 +209,7 @@ class Rabbit:
             else:
                 password = password or secrets.token_urlsafe(24)
                 hashed = hash_password(password)
-            users[name] = BrokerUser(password, hashed, configure, write, read, tuple(tags))
+            users[name] = BrokerUser(password, hashed, configure, write, read, tuple(tags), dict(limits or {}))
             if users[name] != known:
                 # The broker first: what is noted here is not told to it again.
                 self._write_definitions(Account.for_service("rabbitmq"), users)
@@ -193,6 +230,40 @@ class Rabbit:
                 self.ctl("delete_user", name)
             self.directory.write(facts)
             self._write_definitions(Account.for_service("rabbitmq"), self._users())
+
+    def create_client(self, user: str, project: str, role: Role = "member", *, rotate: bool = False) -> str:
+        """Make a broker user for an AMQP client of a project and return its AMQP URL.
+
+        One that is there already stays as it is; with `rotate` it gets a new password. One whose project or
+        role changes starts anew: its connections are closed and its queues are gone, since they may hold,
+        and go on getting, the events of another project.
+        Raises StackError when the name may not be a client's, or the broker does not run.
+        """
+        check_client(user, project)
+        wanted = client_permissions(user, project, role)
+        known = self._users().get(user)
+        if known is not None and (known.configure, known.write, known.read) == wanted.as_tuple():
+            if not rotate:
+                return self.url_of(user)
+        else:
+            self.delete_client(user)
+        return self.create_user(
+            user,
+            known.password if known is not None and not rotate else secrets.token_urlsafe(24),
+            configure=wanted.configure,
+            write=wanted.write,
+            read=wanted.read,
+            limits=CLIENT_LIMITS,
+        )
+
+    def delete_client(self, user: str) -> None:
+        """Forget a client's broker user, close its connections, delete its queues. Unknown users are fine.
+
+        Raises StackError when the broker does not run: the queues would stay.
+        """
+        check_client(user)
+        self.delete_user(user)
+        self.ctl("eval", DELETE_OWNED.format(prefix=f"client.{user}.", vhost=VHOST))
 
     def _start(self) -> None:
         account = Account.for_service("rabbitmq")
@@ -273,7 +344,7 @@ class Rabbit:
             "definitions.skip_if_unchanged": "true",
             "default_vhost": VHOST,
             "heartbeat": str(self.heartbeat_s),
-            "max_message_size": str(16 * 1024 * 1024),
+            "max_message_size": str(MAX_MESSAGE_BYTES),
             "disk_free_limit.absolute": "50MB",
             "vm_memory_high_watermark.relative": "0.4",
             # The default of 512 MB is kept in memory as well until it is full.
@@ -285,9 +356,13 @@ class Rabbit:
         }
         if self.metrics:
             settings |= {"prometheus.tcp.ip": "127.0.0.1", "prometheus.tcp.port": str(ports["metrics"])}
+        if self.management:
+            settings |= {"management.tcp.ip": "127.0.0.1", "management.tcp.port": str(ports["management"])}
         lines = [f"{key} = {value}\n" for key, value in settings.items()]
         self.directory.share("rabbitmq.conf", "".join(lines), account)
-        self.directory.share("enabled_plugins", f"[{'rabbitmq_prometheus' * self.metrics}].\n", account)
+        chosen = {"rabbitmq_prometheus": self.metrics, "rabbitmq_management": self.management}
+        plugins = ",".join(plugin for plugin, is_on in chosen.items() if is_on)
+        self.directory.share("enabled_plugins", f"[{plugins}].\n", account)
 
     def _write_definitions(self, account: Account, users: Mapping[str, BrokerUser]) -> None:
         """Users, permissions and the virtual host are read at boot: no command has to be run for them."""
@@ -295,6 +370,7 @@ class Rabbit:
             "vhosts": [{"name": VHOST}],
             "users": [user.definition(name) for name, user in users.items()],
             "permissions": [user.permission(name) for name, user in users.items()],
+            "policies": [{"vhost": VHOST, "name": CLIENT_POLICY_NAME, **CLIENT_POLICY}],
         }
         self.directory.share(self._definitions.name, json.dumps(definitions, indent=1), account)
 
@@ -328,18 +404,21 @@ def new_facts() -> dict[str, Any]:
 
 
 def new_ports() -> dict[str, int]:
-    """Choose the ports for AMQP, the Erlang distribution, the name service and the metrics."""
+    """Choose the ports for AMQP, the Erlang distribution, the name service, the metrics and the HTTP API."""
     ports: dict[str, int] = {}
-    for purpose in ("amqp", "dist", "epmd", "metrics"):
+    for purpose in PORTS:
         ports[purpose] = free_port(taken=ports.values())
     return ports
 
 
 def keep_or_replace(ports: Mapping[str, int]) -> dict[str, int]:
-    """Return the same ports, with another one for each that somebody else holds now."""
+    """Return the same ports, with another one for each that somebody else holds now, or that is missing."""
     kept: dict[str, int] = {}
-    for purpose, port in ports.items():
-        kept[purpose] = port if is_free(port) else free_port(taken=[*ports.values(), *kept.values()])
+    for purpose in PORTS:
+        port = ports.get(purpose)
+        if port is None or not is_free(port):
+            port = free_port(taken=[*ports.values(), *kept.values()])
+        kept[purpose] = port
     return kept
 
 
