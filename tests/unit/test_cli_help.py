@@ -1,12 +1,14 @@
 """`--help` has to be there at once, complete, and without loading what it does not need."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from leveret.client.cli import app
+from leveret.client.cli import app, reference
 from leveret.client.cli.look import StateChoice
 from leveret.shared.lifecycle import State
 
@@ -30,6 +32,43 @@ assert not loaded, loaded
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "create" in done.stdout
+
+
+def test_listing_loads_no_servers(tmp_path: Path) -> None:
+    servers = ("asyncpg", "aio_pika", "fastapi", "rich", "yaml", "leveret.stack", "leveret.conductor", "leveret.api")
+    code = f"""
+import sys
+from leveret.client.cli import main
+sys.argv = ["leveret", "list"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 2, stop.code
+assert "leveret.client.leveret" in sys.modules
+loaded = [name for name in {servers!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "leveret context add" in done.stderr
+
+
+def test_the_reference_is_up_to_date() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+    told = "run: python -m leveret.client.cli.reference docs/cli.md"
+    assert page.read_text() == reference.markdown(), told
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("wait", "--for", "dancing", "x"), ("create", "--vcpus", "two"), ("events", "-n", "-1"), ("list", "-o", "x")],
+)
+def test_usage_errors_do_not_speak_like_a_library(args: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app.build(), list(args))
+    assert done.exit_code == 2
+    assert "Input should" not in done.output
+    assert "Value error" not in done.output
 
 
 def test_every_command_is_in_a_section_and_has_a_line_of_help() -> None:

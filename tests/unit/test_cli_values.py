@@ -1,12 +1,12 @@
 """What people write, as what the API takes."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import typer
 
-from leveret.client.cli.create import document
-from leveret.client.cli.values import age, duration, pairs, public_keys, size
+from leveret.client.cli.values import age, duration, expiry, label_changes, limit, pairs, public_keys, size
 
 pytestmark = pytest.mark.unit
 
@@ -64,10 +64,55 @@ def test_a_private_key_is_refused_and_never_shown(tmp_path: Path) -> None:
     assert "c2VjcmV0" not in str(caught.value)
 
 
-def test_a_request_that_cannot_be_names_the_field_and_not_the_value() -> None:
-    with pytest.raises(typer.BadParameter, match="name") as caught:
-        document({"name": "Not A Name", "image": {"name": "appliance"}})
-    assert "Not A Name" not in str(caught.value)
+def test_a_label_is_set_with_equals_and_removed_with_a_dash() -> None:
+    assert label_changes(["a=1", "b-", "c=x-"]) == {"a": "1", "b": None, "c": "x-"}
+
+
+@pytest.mark.parametrize("texts", [["a"], ["-"], ["a=1", "a-"], ["=1"]])
+def test_what_is_no_change_of_a_label_is_a_usage_error(texts: list[str]) -> None:
+    with pytest.raises(typer.BadParameter):
+        label_changes(texts)
+
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("30d", NOW + timedelta(days=30)),
+        ("12h", NOW + timedelta(hours=12)),
+        ("2w", NOW + timedelta(weeks=2)),
+        ("2027-01-31T10:00:00+00:00", datetime(2027, 1, 31, 10, tzinfo=UTC)),
+    ],
+)
+def test_times_to_expire_at(text: str, expected: datetime) -> None:
+    assert expiry(text, NOW) == expected
+
+
+def test_a_day_is_meant_to_its_end() -> None:
+    assert expiry("2027-01-31", NOW).astimezone().strftime("%Y-%m-%d %H:%M:%S") == "2027-01-31 23:59:59"
+
+
+@pytest.mark.parametrize("text", ["", "soon", "30", "0d", "-1d", "2020-01-01", "2027-13-01", "999999y"])
+def test_what_is_no_time_to_come_is_a_usage_error(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        expiry(text, NOW)
+
+
+def test_limits() -> None:
+    assert limit(None, option="--vms") == {}
+    assert limit("none", option="--vms") == {"vms": None}
+    assert limit("10", option="--vcpus") == {"vcpus": 10}
+    assert limit("64G", option="--memory", unit="M") == {"memory_mib": 65536}
+    assert limit("1T", option="--disk", unit="G") == {"disk_gib": 1024}
+
+
+@pytest.mark.parametrize(("text", "unit"), [("-1", None), ("1.5", None), ("many", None), ("lots", "M")])
+def test_what_is_no_limit_is_a_usage_error_that_names_the_option(text: str, unit: str | None) -> None:
+    with pytest.raises(typer.BadParameter) as caught:
+        limit(text, option="--memory" if unit else "--vms", unit=unit)
+    assert caught.value.param_hint in {"--memory", "--vms"}
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,32 @@
 """The client's own judgement: what it sends again, what it gives up on, what it makes of answers."""
 
 import json
+import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx2
 import pytest
 
-from leveret.client.errors import Ambiguous, ApiError, NotFound, Unreachable, VmFailed, WaitTimedOut
+from leveret.api.problems import STATUS
+from leveret.client.errors import (
+    Ambiguous,
+    ApiError,
+    Conflict,
+    Denied,
+    Invalid,
+    Missing,
+    NotFound,
+    Unavailable,
+    Unreachable,
+    VmFailed,
+    refusal,
+)
 from leveret.client.http import Http
-from leveret.client.leveret import Leveret, reached
-from leveret.shared.documents import CreateVm, ImageByName, VmView
+from leveret.client.leveret import Leveret
+from leveret.client.target import reached
+from leveret.shared.documents import CreateToken, CreateVm, ImageByName, UpdateVm, VmView
 
 pytestmark = pytest.mark.unit
 
@@ -230,61 +245,6 @@ async def test_events_go_on_where_they_were_after_a_lost_connection() -> None:
     assert [request.url.params["after"] for request in peer.requests] == ["0", "1", "1", "3"]
 
 
-async def test_a_wait_ends_with_the_event_that_reaches_it() -> None:
-    peer = Peer(
-        page(event(1, "accepted"), following=1),
-        httpx2.Response(200, json=vm(state="building", observed_generation=0)),
-        page(event(2, "running"), following=2),
-        httpx2.Response(200, json=vm()),
-    )
-    told: list[str] = []
-    async with leveret(peer) as client:
-        found = await client.wait(VM_ID, "running", timeout_s=5, on_event=lambda one: told.append(one.type))
-    assert found.state == "running"
-    assert told == ["accepted", "running"]
-    assert peer.answers == [peer.answers[-1]]
-
-
-async def test_who_watches_a_wait_hears_its_last_event_too() -> None:
-    peer = Peer(
-        page(event(1, "accepted"), following=1),
-        httpx2.Response(200, json=vm()),  # the row is there before the event that tells of it
-        page(event(2, "running"), following=2),
-    )
-    told: list[str] = []
-    async with leveret(peer) as client:
-        await client.wait(VM_ID, "running", timeout_s=5, on_event=lambda one: told.append(one.type))
-    assert told == ["accepted", "running"]
-
-
-async def test_a_wait_for_a_queued_vm_outlasts_its_absence() -> None:
-    peer = Peer(
-        problem(404, "vm_not_found"),
-        problem(404, "vm_not_found"),
-        page(event(1, "running"), following=1),
-        httpx2.Response(200, json=vm()),
-    )
-    async with leveret(peer) as client:
-        assert (await client.wait(VM_ID, "running", timeout_s=5)).name == "web"
-
-
-async def test_a_wait_ends_with_the_refusal_of_a_queued_create() -> None:
-    async with leveret(Peer(problem(409, "name_taken"))) as client:
-        with pytest.raises(ApiError, match="name_taken"):
-            await client.wait(VM_ID, "running", timeout_s=5)
-
-
-async def test_a_wait_that_takes_too_long_says_where_the_vm_stands() -> None:
-    building = httpx2.Response(200, json=vm(state="building", observed_generation=0))
-
-    def answer(request: httpx2.Request) -> Answer:
-        return page(following=0) if request.url.path.endswith("/events") else building
-
-    async with leveret(Peer(answer)) as client:
-        with pytest.raises(WaitTimedOut, match="still building"):
-            await client.wait(VM_ID, "running", timeout_s=0.4)
-
-
 def view(**more: Any) -> VmView:
     return VmView.model_validate_json(json.dumps(vm(**more)))
 
@@ -337,9 +297,141 @@ async def test_the_outcome_of_a_wait_in_the_api_is_in_the_receipt() -> None:
     assert dict(peer.requests[0].url.params) == {"wait": "ready", "timeout_s": "9"}
 
 
-async def test_a_reboot_whose_fate_is_unknown_is_not_sent_again() -> None:
-    peer = Peer(httpx2.ReadTimeout("no answer"), receipt())
+Verb = Callable[[Leveret], Awaitable[object]]
+PLAIN_VERBS: list[Verb] = [
+    lambda client: client.create(CreateVm(image=ImageByName(name="appliance"))),
+    lambda client: client.update(VM_ID, UpdateVm(labels={"role": "db", "old": None})),
+    lambda client: client.delete(VM_ID),
+    lambda client: client.start(VM_ID),
+    lambda client: client.stop(VM_ID),
+    lambda client: client.reboot(VM_ID),
+    lambda client: client.retry(VM_ID),
+]
+
+
+@pytest.mark.parametrize("verb", PLAIN_VERBS)
+async def test_a_write_whose_fate_is_unknown_is_sent_again_as_the_same_request(verb: Verb) -> None:
+    peer = Peer(httpx2.ReadTimeout("no answer"), problem(503, "unavailable"), receipt())
+    async with leveret(peer) as client:
+        await verb(client)
+    assert len(peer.requests) == 3
+    assert len({(request.method, request.url, request.content) for request in peer.requests}) == 1
+    (request_id,) = {request.headers["x-request-id"] for request in peer.requests}
+    assert re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", request_id)
+
+
+async def test_two_writes_are_two_requests() -> None:
+    peer = Peer(receipt())
+    async with leveret(peer) as client:
+        await client.reboot(VM_ID)
+        await client.reboot(VM_ID)
+    assert len({request.headers["x-request-id"] for request in peer.requests}) == 2
+
+
+async def test_a_write_may_go_on_under_a_request_id_of_ones_own() -> None:
+    peer = Peer(receipt())
+    async with leveret(peer) as client:
+        await client.reboot(VM_ID, request_id="from-before")
+    assert peer.requests[0].headers["x-request-id"] == "from-before"
+
+
+@pytest.mark.parametrize(
+    ("if_match", "header"),
+    [
+        (VmView.model_validate_json(json.dumps(vm(generation=3))), '"3.1795334401000000"'),
+        ('"3.1795334401000000"', '"3.1795334401000000"'),
+        ("3.1795334401000000", '"3.1795334401000000"'),
+        (3, '"3"'),
+    ],
+)
+@pytest.mark.parametrize("verb", ["delete", "start", "stop", "reboot", "retry"])
+async def test_a_write_may_be_meant_for_one_state_of_things_only(verb: str, if_match: Any, header: str) -> None:
+    peer = Peer(problem(412, "precondition_failed"))
+    async with leveret(peer) as client:
+        with pytest.raises(Conflict) as caught:
+            await getattr(client, verb)(VM_ID, if_match=if_match)
+    assert caught.value.code == "precondition_failed"
+    assert peer.requests[0].headers["if-match"] == header
+
+
+async def test_an_update_says_only_what_changes() -> None:
+    peer = Peer(receipt())
+    async with leveret(peer) as client:
+        await client.update(VM_ID, UpdateVm(labels={"role": "db", "old": None}), if_match=2)
+    asked = peer.requests[0]
+    assert (asked.method, asked.url.path) == ("PATCH", f"/v1/vms/{VM_ID}")
+    assert json.loads(asked.content) == {"labels": {"role": "db", "old": None}}
+
+
+async def test_a_dry_run_waits_for_nothing() -> None:
+    told = {"request_id": "r1", "vm_id": str(VM_ID), "verdict": "would_be_accepted", "vm": None}
+    peer = Peer(httpx2.Response(200, json=told))
+    async with leveret(peer) as client:
+        answer = await client.create(CreateVm(image=ImageByName(name="appliance")), dry_run=True, wait="ready")
+    assert answer.verdict == "would_be_accepted"
+    assert dict(peer.requests[0].url.params) == {"dry_run": "true"}
+
+
+async def test_a_receipt_tells_of_its_vm() -> None:
+    async with leveret(Peer(receipt(generation=4))) as client:
+        told = await client.start(VM_ID)
+    assert (told.generation, told.state, told.name, str(told.address)) == (4, "running", "web", "10.80.0.2")
+
+
+async def test_a_token_whose_fate_is_unknown_is_not_made_again() -> None:
+    peer = Peer(httpx2.ReadTimeout("no answer"), page())
     async with leveret(peer) as client:
         with pytest.raises(Unreachable):
-            await client.reboot(VM_ID)
+            await client.create_token("default", CreateToken(name="ci"))
     assert len(peer.requests) == 1
+
+
+async def test_what_a_lost_answer_removed_is_removed() -> None:
+    gone = problem(404, "amqp_user_not_found")
+    async with leveret(Peer(httpx2.ReadTimeout("no answer"), gone)) as client:
+        await client.remove_amqp_user("default", "builder")
+    async with leveret(Peer(gone)) as client:
+        with pytest.raises(NotFound):
+            await client.remove_amqp_user("default", "builder")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (404, "vm_not_found", NotFound),
+        (404, "project_not_found", Missing),
+        (409, "name_taken", Conflict),
+        (401, "unauthenticated", Denied),
+        (403, "forbidden", Denied),
+        (422, "invalid_request", Invalid),
+        (503, "unavailable", Unavailable),
+        (500, "internal", ApiError),
+    ],
+)
+async def test_refusals_have_kinds(status: int, code: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught:
+        await http(Peer(problem(status, code)), Sleeps(), retry_for_s=0.0).send("GET", "/v1/vms")
+    assert isinstance(caught.value, ApiError)
+    assert (caught.value.status, caught.value.code) == (status, code)
+
+
+def test_a_code_alone_has_the_status_that_rest_gives_it() -> None:
+    told = {str(code): refusal(code, "It is so.").status for code in STATUS}
+    asked_for_a_console = {"host_silent", "hypervisor_unavailable", "hypervisor_timeout"}
+    assert told | dict.fromkeys(asked_for_a_console, 503) == {str(code): int(status) for code, status in STATUS.items()}
+
+
+@pytest.mark.parametrize("text", ["<html>Welcome</html>", "[]", '{"id": 1}'])
+async def test_an_answer_that_is_not_the_apis_is_an_error_of_ours(text: str) -> None:
+    async with leveret(Peer(httpx2.Response(200, text=text))) as client:
+        with pytest.raises(ApiError) as caught:
+            await client.get(VM_ID)
+    assert caught.value.code == "unreadable_answer"
+
+
+async def test_names_in_addresses_are_quoted() -> None:
+    peer = Peer(problem(404, "project_not_found"))
+    async with leveret(peer) as client:
+        with pytest.raises(Missing):
+            await client.project("../vms?x=1")
+    assert peer.requests[0].url.raw_path == b"/v1/projects/..%2Fvms%3Fx%3D1"

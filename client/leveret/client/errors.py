@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leveret.client.sights import VmSight
     from leveret.shared.documents import VmView
 
 
@@ -13,7 +14,10 @@ class ClientError(Exception):
 
 @dataclass(eq=False)
 class ApiError(ClientError):
-    """The API answered with a problem document (RFC 9457)."""
+    """Leveret refused a request. Branch on `code`, which is stable; the subclasses tell the kinds apart.
+
+    Over AMQP a refusal has the `status` that REST would have answered with.
+    """
 
     status: int
     code: str
@@ -28,22 +32,90 @@ class ApiError(ClientError):
         return f"{self.code}: {self.message}"
 
 
-class Unreachable(ClientError):
-    """No answer came from the API, however often it was asked. Whether a request was carried out is not known."""
-
-    def __init__(self, url: str, reason: str) -> None:
-        super().__init__(f"{url} does not answer: {reason}")
-        self.url = url
-        self.reason = reason
-
-
 class NotFound(ClientError):
-    """There is no such thing under this name."""
+    """There is no such thing, under this name or at all."""
 
     def __init__(self, kind: str, name: str) -> None:
         super().__init__(f"there is no {kind} named {name!r}")
         self.kind = kind
         self.name = name
+
+
+class Missing(ApiError, NotFound):
+    """What a request is about is not there, or belongs to another project."""
+
+
+class Invalid(ApiError):
+    """The request cannot be understood; `errors` has the faults, each with `field` and `message`."""
+
+
+class Denied(ApiError):
+    """Nobody knows this token or broker user, or it may not do this."""
+
+
+class Conflict(ApiError):
+    """Things stand otherwise than the request needs: a name is taken, a quota used up, an ETag stale, no host free."""
+
+
+class Unavailable(ApiError):
+    """Not now: a part of Leveret is away, or too much was asked; `retry_after_s` says when, if that is known."""
+
+
+_KINDS: dict[int, type[ApiError]] = {
+    400: Invalid,
+    401: Denied,
+    403: Denied,
+    404: Missing,
+    409: Conflict,
+    412: Conflict,
+    413: Invalid,
+    415: Invalid,
+    422: Invalid,
+    429: Unavailable,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+}
+
+#: The status with which REST tells a code, for those who hear the code alone. What is not here is 409 as a verdict.
+_STATUS = {
+    "invalid_request": 422,
+    "unsupported_content_type": 415,
+    "unknown_type": 422,
+    "body_too_large": 413,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "vm_not_found": 404,
+    "project_not_found": 404,
+    "token_not_found": 404,
+    "amqp_user_not_found": 404,
+    "image_unknown": 422,
+    "network_unknown": 422,
+    "precondition_failed": 412,
+    "rate_limited": 429,
+    "unavailable": 503,
+    "handler_crashed": 500,
+    "internal": 500,
+}
+
+
+def refusal(code: str, message: str, *, status: int | None = None, **more: Any) -> ApiError:
+    """The error of the right kind; `more` are fields of ApiError."""
+    status = _STATUS.get(code, 409) if status is None else status
+    return _KINDS.get(status, ApiError)(status=status, code=code, message=message, **more)
+
+
+class Unreachable(ClientError):
+    """No answer came, however often it was asked. Whether a request was carried out is not known: ask again with
+    the same ids, and it is carried out once.
+    """
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url} does not answer: {reason}")
+        self.url = url
+        self.reason = reason
 
 
 class Ambiguous(ClientError):
@@ -58,8 +130,9 @@ class Ambiguous(ClientError):
 class VmFailed(ClientError):
     """A VM will not come to be what was waited for; `vm.problem` says why when Leveret knows."""
 
-    def __init__(self, vm: "VmView", waited_for: str) -> None:
-        reason = vm.problem.message if vm.problem else f"it is {vm.state} and wanted {vm.desired}"
+    def __init__(self, vm: "VmView | VmSight", waited_for: str) -> None:
+        wanted = getattr(vm, "desired", None)
+        reason = vm.problem.message if vm.problem else f"it is {vm.state}" + (f" and wanted {wanted}" if wanted else "")
         super().__init__(f"{vm.name} will not be {waited_for}: {reason}")
         self.vm = vm
         self.waited_for = waited_for
@@ -68,12 +141,25 @@ class VmFailed(ClientError):
 class WaitTimedOut(ClientError):
     """The time given for a wait is over. The VM is kept, and goes on; `vm` is None while the request is queued."""
 
-    def __init__(self, vm: "VmView | None", waited_for: str, timeout_s: float) -> None:
+    def __init__(self, vm: "VmView | VmSight | None", waited_for: str, timeout_s: float) -> None:
         state = vm.state if vm else "queued"
         super().__init__(f"not {waited_for} after {timeout_s:g} s: still {state}")
         self.vm = vm
         self.waited_for = waited_for
         self.timeout_s = timeout_s
+
+
+class EventGap(ClientError):
+    """The events after the `after`th up to and including the `until`th are lost to this watcher.
+
+    They were forgotten by the API, or dropped from a broker queue that was full. Look at the VMs anew, then watch on
+    with `after=until`.
+    """
+
+    def __init__(self, after: int, until: int) -> None:
+        super().__init__(f"the events {after + 1} to {until} are lost to this watcher")
+        self.after = after
+        self.until = until
 
 
 class ConfigError(ClientError):

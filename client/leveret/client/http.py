@@ -4,13 +4,15 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
-from leveret.client.errors import ApiError, Unreachable
+from leveret.client.errors import ApiError, Unreachable, refusal
+from leveret.shared import ids
 
 #: Longer than the API lets a long poll wait, so that the API ends it and not the client.
 READ_TIMEOUT_S = 30.0
@@ -18,6 +20,7 @@ CONNECT_TIMEOUT_S = 5.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
+_STREAM = "text/event-stream"
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -40,7 +43,7 @@ class Http:
     ) -> None:
         self.url = url.rstrip("/")
         self._retry_for_s = retry_for_s
-        self._sleep = sleep
+        self.sleep = sleep
         # Reading the machine's certificates takes longer than a whole request to the API on this machine.
         secure = urlsplit(self.url).scheme == "https"
         self._client = httpx2.AsyncClient(
@@ -48,6 +51,8 @@ class Http:
             headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
             timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             verify=ssl.create_default_context() if secure else False,
+            # Every watcher holds one for as long as it watches.
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),
             follow_redirects=False,  # a token goes to the address it was given for and to no other
             transport=transport,
         )
@@ -62,19 +67,29 @@ class Http:
         *,
         params: dict[str, Any] | None = None,
         body: str | None = None,
+        headers: dict[str, str] | None = None,
+        request_id: str | None = None,
         wait_s: float = 0.0,
         repeatable: bool = True,
+        missing_is_done: bool = False,
         retry_for_s: float | None = None,
     ) -> httpx2.Response:
         """The answer, when it is a good one. `wait_s` is how long the API was asked to hold its answer back.
 
-        A request that is not `repeatable` is only sent again when it surely never arrived. Raises ApiError and
-        Unreachable.
+        Whatever changes something has an X-Request-Id of its own, the same each time it is sent: Leveret carries it out
+        once. A request that is not `repeatable` all the same is only sent again when it surely never arrived. With
+        `missing_is_done` a 404 to a repetition is good news: the first one removed what it was about. Raises ApiError
+        and Unreachable.
         """
-        headers = {"Content-Type": "application/json"} if body is not None else None
+        headers = dict(headers or {})
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if method != "GET":
+            headers["X-Request-Id"] = request_id or str(ids.new_id())
         timeout = httpx2.Timeout(READ_TIMEOUT_S + wait_s, connect=CONNECT_TIMEOUT_S)
         give_up_at = time.monotonic() + (self._retry_for_s if retry_for_s is None else retry_for_s)
         pause_s = _FIRST_PAUSE_S
+        is_repetition = False
         while True:
             failure: ApiError | Unreachable
             try:
@@ -82,13 +97,13 @@ class Http:
                     method, path, params=params, content=body, headers=headers, timeout=timeout
                 )
             except httpx2.TransportError as error:
-                failure = Unreachable(self.url, str(error) or type(error).__name__)
+                failure = self._unreachable(error)
                 again = repeatable or isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 asked_s = 0.0
             except httpx2.InvalidURL as error:
-                raise Unreachable(self.url, str(error)) from error
+                raise self._unreachable(error) from error
             else:
-                if response.is_success:
+                if response.is_success or (missing_is_done and is_repetition and response.status_code == 404):
                     return response
                 failure = problem_in(response)
                 again = repeatable and response.status_code in _TRY_AGAIN
@@ -96,8 +111,44 @@ class Http:
             wait_before_s = max(pause_s * random.uniform(0.5, 1.0), asked_s)
             if not again or time.monotonic() + wait_before_s > give_up_at:
                 raise failure
-            await self._sleep(wait_before_s)
+            await self.sleep(wait_before_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            is_repetition = True
+
+    @asynccontextmanager
+    async def listen(
+        self, path: str, *, params: dict[str, Any], headers: dict[str, str], silence_s: float
+    ) -> AsyncIterator[AsyncIterator[httpx2.ServerSentEvent]]:
+        """One stream of server-sent events, open: nothing here tries again.
+
+        A connection on which no byte comes for `silence_s` seconds counts as cut. Raises ApiError when it is refused,
+        and Unreachable when it breaks, on entering or while it is read.
+        """
+        timeout = httpx2.Timeout(CONNECT_TIMEOUT_S, read=silence_s)
+        try:
+            async with self._client.sse(path, params=params, headers=headers, timeout=timeout) as source:
+                response = source.response
+                kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+                if not response.is_success:
+                    await response.aread()
+                    raise problem_in(response)
+                if kind != _STREAM:
+                    raise unreadable(response, f"it sent {kind or 'nothing'} and not {_STREAM}")
+                yield aiter(source)
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+        except httpx2.InvalidURL as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(self.url, str(error) or type(error).__name__)
+
+
+def unreadable(response: httpx2.Response, why: str) -> ApiError:
+    """The error for an answer that is not what the API of this version sends; a proxy's, perhaps."""
+    request_id = response.headers.get("x-request-id")
+    message = f"the answer cannot be read: {why}"
+    return refusal("unreadable_answer", message, status=response.status_code, request_id=request_id)
 
 
 def problem_in(response: httpx2.Response) -> ApiError:
@@ -108,7 +159,7 @@ def problem_in(response: httpx2.Response) -> ApiError:
         document = None
     if not isinstance(document, dict):
         document = {}
-    return ApiError(
+    return refusal(
         status=response.status_code,
         code=str(document.get("code") or f"http_{response.status_code}"),
         message=str(document.get("detail") or document.get("title") or response.reason_phrase or "no reason given"),

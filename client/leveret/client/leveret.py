@@ -2,49 +2,44 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx2
+from pydantic import BaseModel
 
-from leveret.client.errors import Ambiguous, ApiError, NotFound, VmFailed, WaitTimedOut
-from leveret.client.http import Http
+from leveret.client.errors import Ambiguous, ApiError, NotFound
+from leveret.client.http import Http, unreadable
+from leveret.client.receipt import IfMatch, Receipt, tag_of
+from leveret.client.target import Target, reached
+from leveret.client.waiting import OnEvent, Wait
+from leveret.client.watching import WATCH_RETRY_S, OnGap, Watch
+from leveret.shared import documents as d
 from leveret.shared import ids
-from leveret.shared.documents import CreateVm, EventView, HostView, ImageView, RequestView, StopVm, VmView
-from leveret.shared.lifecycle import Desired, State
+from leveret.shared.lifecycle import State
 
-Target = Literal["running", "ready", "stopped", "deleted"]
-WaitOutcome = Literal["reached", "failed", "timed_out"]
+__all__ = ["Leveret", "Receipt", "Target", "reached"]
 
+_EARLY_S = 0.3
 #: How long the API may hold a long poll; it allows 55 s.
 POLL_S = 25.0
-#: How long a watcher keeps knocking at an API that went away: a restart takes 2 s, a machine's reboot a minute.
-WATCH_RETRY_S = 90.0
-_QUEUED_PAUSE_S = 0.2
-_EARLY_S = 0.3
-#: The event with which a wait ends, and how long to wait for it when the VM is there already.
-_LAST_WORD: dict[Target, str] = {
-    "running": "running",
-    "ready": "guest_ready",
-    "stopped": "stopped",
-    "deleted": "deleted",
-}
-_LAST_WORD_S = 1.0
 
-
-class Receipt(RequestView):
-    """What the API says to a write. `queued`: the broker has it, and the conductor has not answered yet.
-
-    `wait` is set when the API was asked to wait.
-    """
-
-    wait: WaitOutcome | None = None
+After = int | Literal["latest"]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class Leveret:
-    """An async client. Use it as a context manager. Every method raises ApiError or Unreachable."""
+    """An async client. Use it as a context manager. Every method raises ApiError (or a subclass) or Unreachable.
+
+    Every write carries a request id that stays the same over its retries, so that it is carried out once. Pass
+    `request_id` to go on with a write whose fate is unknown, even in another process.
+    `if_match` (a VM as it was read, its ETag or its generation): the write is refused with Conflict
+    `precondition_failed` when the VM is not that any more.
+    """
 
     def __init__(
         self,
@@ -62,38 +57,81 @@ class Leveret:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
         await self._http.close()
 
-    # Writes.
+    # VMs: writes.
 
     async def create(
-        self, spec: CreateVm, *, vm_id: UUID | None = None, wait: Target | None = None, timeout_s: float = 60.0
+        self,
+        spec: d.CreateVm,
+        *,
+        vm_id: UUID | None = None,
+        dry_run: bool = False,
+        wait: Target | None = None,
+        timeout_s: float = 60.0,
+        request_id: str | None = None,
     ) -> Receipt:
-        """Get me a VM. The id is made before the first attempt, so that another attempt means the same VM."""
-        path = f"/v1/vms/{vm_id or ids.new_id()}"
+        """Get me a VM. The id is made before the first attempt, so that another attempt means the same VM.
+
+        `dry_run` asks whether it would be accepted now, and claims nothing; a refusal is raised all the same.
+        """
         return await self._write(
-            "PUT", path, body=spec.model_dump_json(exclude_defaults=True), wait=wait, timeout_s=timeout_s
+            "PUT",
+            _vm(vm_id or ids.new_id()),
+            body=spec.model_dump_json(exclude_defaults=True),
+            params={"dry_run": "true"} if dry_run else None,
+            wait=None if dry_run else wait,
+            timeout_s=timeout_s,
+            request_id=request_id,
         )
 
-    async def delete(self, vm_id: UUID, *, wait: bool = False, timeout_s: float = 60.0) -> Receipt:
-        return await self._write("DELETE", f"/v1/vms/{vm_id}", wait="deleted" if wait else None, timeout_s=timeout_s)
+    async def update(
+        self, vm_id: UUID, change: d.UpdateVm, *, if_match: IfMatch | None = None, request_id: str | None = None
+    ) -> Receipt:
+        """Call it otherwise, or label it anew: a label whose value is None goes, one that is not named stays."""
+        body = change.model_dump_json(exclude_unset=True)
+        return await self._write("PATCH", _vm(vm_id), body=body, if_match=if_match, request_id=request_id)
 
-    async def start(self, vm_id: UUID) -> Receipt:
-        return await self._act(vm_id, "start")
+    async def delete(
+        self,
+        vm_id: UUID,
+        *,
+        wait: bool = False,
+        timeout_s: float = 60.0,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+    ) -> Receipt:
+        """Make it go away, whatever state it is in."""
+        target: Target | None = "deleted" if wait else None
+        return await self._write(
+            "DELETE", _vm(vm_id), wait=target, timeout_s=timeout_s, if_match=if_match, request_id=request_id
+        )
 
-    async def stop(self, vm_id: UUID, *, grace_s: int = 60) -> Receipt:
+    async def start(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+        return await self._act(vm_id, "start", d.StartVm(), if_match, request_id)
+
+    async def stop(
+        self, vm_id: UUID, *, grace_s: int = 60, if_match: IfMatch | None = None, request_id: str | None = None
+    ) -> Receipt:
         """Shut it down; after `grace_s` seconds it is switched off. 0 switches it off at once."""
-        return await self._act(vm_id, "stop", body=StopVm(grace_s=grace_s).model_dump_json())
+        return await self._act(vm_id, "stop", d.StopVm(grace_s=grace_s), if_match, request_id)
 
-    async def reboot(self, vm_id: UUID) -> Receipt:
-        """Not sent again when its fate is unknown: two reboots are not one."""
-        return await self._act(vm_id, "reboot", repeatable=False)
+    async def reboot(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+        """Reset it, as the button on a machine does; once, however often the request has to be sent."""
+        return await self._act(vm_id, "reboot", d.RebootVm(), if_match, request_id)
 
-    async def retry(self, vm_id: UUID) -> Receipt:
-        return await self._act(vm_id, "retry", repeatable=False)
+    async def retry(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+        """Try a VM in `error` again, on any host."""
+        return await self._act(vm_id, "retry", d.RetryVm(), if_match, request_id)
 
-    async def _act(self, vm_id: UUID, verb: str, *, body: str = "{}", repeatable: bool = True) -> Receipt:
-        return await self._write("POST", f"/v1/vms/{vm_id}/actions/{verb}", body=body, repeatable=repeatable)
+    async def _act(
+        self, vm_id: UUID, verb: str, document: d.Document, if_match: IfMatch | None, request_id: str | None
+    ) -> Receipt:
+        path, body = f"{_vm(vm_id)}/actions/{verb}", document.model_dump_json()
+        return await self._write("POST", path, body=body, if_match=if_match, request_id=request_id)
 
     async def _write(
         self,
@@ -101,23 +139,30 @@ class Leveret:
         path: str,
         *,
         body: str | None = None,
+        params: dict[str, Any] | None = None,
         wait: Target | None = None,
         timeout_s: float = 0.0,
-        repeatable: bool = True,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
     ) -> Receipt:
-        params = {"wait": wait, "timeout_s": f"{timeout_s:g}"} if wait else None
+        waiting = {"wait": wait, "timeout_s": f"{timeout_s:g}"} if wait else {}
         response = await self._http.send(
-            method, path, params=params, body=body, wait_s=timeout_s if wait else 0.0, repeatable=repeatable
+            method,
+            path,
+            params={**(params or {}), **waiting} or None,
+            body=body,
+            headers={"If-Match": f'"{tag_of(if_match)}"'} if if_match is not None else None,
+            request_id=request_id,
+            wait_s=timeout_s if wait else 0.0,
         )
-        return Receipt.model_validate(response.json() | {"wait": response.headers.get("leveret-wait")})
+        return _read(Receipt, response, wait=response.headers.get("leveret-wait"))
 
-    # Reads.
+    # VMs: reads.
 
-    async def get(self, vm_id: UUID) -> VmView:
-        response = await self._http.send("GET", f"/v1/vms/{vm_id}")
-        return VmView.model_validate_json(response.content)
+    async def get(self, vm_id: UUID) -> d.VmView:
+        return await self._get(d.VmView, _vm(vm_id))
 
-    async def find(self, name_or_id: str) -> VmView:
+    async def find(self, name_or_id: str) -> d.VmView:
         """The VM that a person means. Raises NotFound, or Ambiguous when a name has several VMs."""
         try:
             return await self.get(UUID(name_or_id))
@@ -139,165 +184,251 @@ class Leveret:
         *,
         state: State | None = None,
         labels: dict[str, str] | None = None,
+        selector: str | None = None,
         host: str | None = None,
         name: str | None = None,
         page_size: int = 500,
-    ) -> AsyncIterator[VmView]:
-        """Every VM that matches, page after page; a page is only asked for when it is reached."""
+    ) -> AsyncIterator[d.VmView]:
+        """Every VM that matches, page after page; a page is only asked for when it is reached.
+
+        `selector` is as Kubernetes has it: `app=web, env!=prod, tier in (a, b), !legacy`.
+        """
         asked = {
             "state": state,
             "host": host,
             "name": name,
-            "label": [f"{key}={value}" for key, value in (labels or {}).items()],
+            "label": [f"{key}={value}" for key, value in (labels or {}).items()] + ([selector] if selector else []),
             "limit": page_size,
         }
-        params = {key: value for key, value in asked.items() if value}
-        while True:
-            page = (await self._http.send("GET", "/v1/vms", params=params)).json()
-            for item in page["items"]:
-                yield VmView.model_validate(item)
-            if not page.get("next"):
-                return
-            params["cursor"] = page["next"]
+        async for vm in self._list(d.VmView, "/v1/vms", **{key: value for key, value in asked.items() if value}):
+            yield vm
 
-    async def events_page(
-        self,
-        *,
-        vm_id: UUID | None = None,
-        after: int | Literal["latest"] = 0,
-        limit: int = 200,
-        wait_s: float = 0.0,
-        retry_for_s: float | None = None,
-    ) -> tuple[tuple[EventView, ...], int]:
-        """Events after the `after`th of the project, and the number to go on from. Waits up to `wait_s` for one.
-
-        `latest` means: only those that are still to come.
-        """
-        path = f"/v1/vms/{vm_id}/events" if vm_id else "/v1/events"
-        params: dict[str, Any] = {"after": after, "limit": limit}
-        if wait_s > 0:
-            params["wait_s"] = f"{wait_s:g}"
-        asked_at = time.monotonic()
-        page = (await self._http.send("GET", path, params=params, wait_s=wait_s, retry_for_s=retry_for_s)).json()
-        if not page["items"] and time.monotonic() - asked_at < min(wait_s, _EARLY_S):
-            # An API that is about to stop lets its watchers go at once: they must not come back in a storm.
-            await asyncio.sleep(_EARLY_S)
-        return tuple(EventView.model_validate(item) for item in page["items"]), int(page["next"])
-
-    async def events(
-        self, *, vm_id: UUID | None = None, after: int = 0, follow: bool = False
-    ) -> AsyncIterator[EventView]:
-        """Events in order, without a gap or a repetition, however often the connection breaks; with `follow` for ever.
-
-        A follower outlasts an API that is away for up to WATCH_RETRY_S, then raises what it last saw.
-        """
-        wait_s, patience_s = (POLL_S, WATCH_RETRY_S) if follow else (0.0, None)
-        while True:
-            page, after = await self.events_page(vm_id=vm_id, after=after, wait_s=wait_s, retry_for_s=patience_s)
-            for event in page:
-                yield event
-            if not page and not follow:
-                return
-
-    async def wait(
-        self,
-        vm_id: UUID,
-        target: Target,
-        *,
-        timeout_s: float,
-        on_event: Callable[[EventView], None] | None = None,
-    ) -> VmView:
+    async def wait(self, vm_id: UUID, target: Target, *, timeout_s: float, on_event: OnEvent | None = None) -> d.VmView:
         """The VM once it is what was waited for; returns within one event of it, and shows each event on the way.
 
         `running` and `stopped` mean that the newest wish has come true, not an older one. Raises VmFailed as soon as
         it cannot come true by itself any more, WaitTimedOut when the time is over.
         """
-        vm: VmView | None = None
-        after, wait_s = 0, 0.0
-        heard: set[str] = set()
 
-        def tell(page: tuple[EventView, ...]) -> None:
-            for event in page:
-                heard.add(event.type)
-                if on_event is not None:
-                    on_event(event)
+        async def look() -> d.VmView | None:
+            try:
+                return _read(d.VmView, await self._http.send("GET", _vm(vm_id), retry_for_s=timeout_s))
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                return None
 
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    # What happens after this answer ends the next poll at once, so the look between is not too early.
-                    page, after = await self._poll(vm_id, after, wait_s, patience_s=timeout_s)
-                    tell(page)
-                    vm = await self._get_if_any(vm_id, patience_s=timeout_s)
-                    if vm is not None and reached(vm, target):
-                        break
-                    wait_s = POLL_S
-            if on_event is not None and _LAST_WORD[target] not in heard:
-                # A row is there some milliseconds before the events that tell of it.
-                page, _ = await self._poll(vm_id, after, _LAST_WORD_S, patience_s=_LAST_WORD_S)
-                tell(page)
-        except TimeoutError:
-            raise WaitTimedOut(vm, target, timeout_s) from None
-        return vm
+        def hear() -> AsyncGenerator[d.EventView, None]:
+            return Watch(self._http, f"{_vm(vm_id)}/events", 0, give_up_s=timeout_s, on_gap=_unheeded).events()
 
-    async def _poll(
-        self, vm_id: UUID, after: int, wait_s: float, *, patience_s: float
-    ) -> tuple[tuple[EventView, ...], int]:
-        """The VM's next events, after waiting for one. A VM whose request is still queued has none."""
-        try:
-            return await self.events_page(vm_id=vm_id, after=after, wait_s=wait_s, retry_for_s=patience_s)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            await asyncio.sleep(_QUEUED_PAUSE_S)
-            return (), after
-
-    async def _get_if_any(self, vm_id: UUID, *, patience_s: float) -> VmView | None:
-        try:
-            response = await self._http.send("GET", f"/v1/vms/{vm_id}", retry_for_s=patience_s)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return None
-        return VmView.model_validate_json(response.content)
+        return await Wait(target, look=look, hear=hear, on_event=on_event).outcome(timeout_s)
 
     async def console_log(self, vm_id: UUID, *, max_bytes: int = 65536) -> str:
         """The end of the guest's serial console."""
-        response = await self._http.send("GET", f"/v1/vms/{vm_id}/console-log", params={"max_bytes": max_bytes})
+        response = await self._http.send("GET", f"{_vm(vm_id)}/console-log", params={"max_bytes": max_bytes})
         return response.text
 
-    async def hosts(self) -> tuple[HostView, ...]:
-        return tuple(HostView.model_validate(item) for item in await self._items("/v1/hosts"))
+    # Events.
 
-    async def images(self) -> tuple[ImageView, ...]:
-        return tuple(ImageView.model_validate(item) for item in await self._items("/v1/images"))
+    async def watch(
+        self,
+        vm_id: UUID | None = None,
+        *,
+        after: After = 0,
+        give_up_s: float = WATCH_RETRY_S,
+        on_gap: OnGap | None = None,
+    ) -> AsyncGenerator[d.EventView, None]:
+        """Every event with a greater number than `after`, for ever: each exactly once and in order.
 
-    async def _items(self, path: str) -> tuple[Any, ...]:
-        return tuple((await self._http.send("GET", path)).json()["items"])
+        It resumes by itself where it was, however the connection breaks or the API restarts. `latest` begins with what
+        is still to come. Remember `event.seq` to go on from there in another process. When events are gone that were
+        not yet seen it raises EventGap; with `on_gap` it tells that and goes on behind the gap. Raises Unreachable or
+        the last ApiError when there was no API for `give_up_s` seconds; what is refused, at once.
+        """
+        if after == "latest":
+            _, after = await self.events_page(vm_id=vm_id, after="latest")
+        watch = Watch(self._http, _events(vm_id), after, give_up_s=give_up_s, on_gap=on_gap)
+        async with aclosing(watch.events()) as events:
+            async for event in events:
+                yield event
+
+    async def events(
+        self, *, vm_id: UUID | None = None, after: int = 0, follow: bool = False
+    ) -> AsyncIterator[d.EventView]:
+        """The events that are there, in order; with `follow` those that come too, as `watch` has them."""
+        if follow:
+            async with aclosing(self.watch(vm_id, after=after)) as watched:
+                async for event in watched:
+                    yield event
+            return
+        async with aclosing(self._page_through(_events(vm_id), after)) as events:
+            async for event in events:
+                yield event
+
+    async def project_events(self, project: str, *, after: int = 0, follow: bool = False) -> AsyncIterator[d.EventView]:
+        """The events of any project, for administrators; with `follow` those that come too, as `watch` has them."""
+        path = f"{_project(project)}/events"
+        found = Watch(self._http, path, after).events() if follow else self._page_through(path, after)
+        async with aclosing(found) as events:
+            async for event in events:
+                yield event
+
+    async def _page_through(self, path: str, after: int) -> AsyncGenerator[d.EventView, None]:
+        while True:
+            page, after = await self._events_page(path, after, limit=200)
+            for event in page:
+                yield event
+            if not page:
+                return
+
+    async def events_page(
+        self, *, vm_id: UUID | None = None, after: After = 0, limit: int = 200, wait_s: float = 0.0
+    ) -> tuple[tuple[d.EventView, ...], int]:
+        """Events after the `after`th of the project, and the number to go on from. Waits up to `wait_s` for one.
+
+        `latest` means: only those that are still to come.
+        """
+        return await self._events_page(_events(vm_id), after, limit=limit, wait_s=wait_s)
+
+    async def _events_page(
+        self, path: str, after: After, *, limit: int, wait_s: float = 0.0
+    ) -> tuple[tuple[d.EventView, ...], int]:
+        params: dict[str, Any] = {"after": after, "limit": limit}
+        if wait_s > 0:
+            params["wait_s"] = f"{wait_s:g}"
+        asked_at = time.monotonic()
+        page = _object(await self._http.send("GET", path, params=params, wait_s=wait_s))
+        if not page["items"] and time.monotonic() - asked_at < min(wait_s, _EARLY_S):
+            # An API that is about to stop lets its watchers go at once: they must not come back in a storm.
+            await asyncio.sleep(_EARLY_S)
+        return tuple(d.EventView.model_validate(item) for item in page["items"]), int(page["next"])
+
+    # The installation.
+
+    async def whoami(self) -> dict[str, Any]:
+        """Whose token this is: its name, project and role."""
+        return _object(await self._http.send("GET", "/v1/whoami"))
+
+    async def hosts(self) -> tuple[d.HostView, ...]:
+        """For administrators."""
+        return await self._all(d.HostView, "/v1/hosts")
+
+    async def host(self, name_or_id: str) -> d.HostView:
+        """For administrators."""
+        return await self._get(d.HostView, f"/v1/hosts/{quote(name_or_id, safe='')}")
+
+    async def images(self) -> tuple[d.ImageView, ...]:
+        return await self._all(d.ImageView, "/v1/images")
 
     async def version(self) -> dict[str, Any]:
-        document: dict[str, Any] = (await self._http.send("GET", "/version")).json()
-        return document
+        return _object(await self._http.send("GET", "/version"))
+
+    # Projects, tokens and broker users: for administrators, but everybody may look at the own project.
+
+    async def list_projects(self) -> tuple[d.ProjectView, ...]:
+        return await self._all(d.ProjectView, "/v1/projects")
+
+    async def project(self, project: str) -> d.ProjectView:
+        return await self._get(d.ProjectView, _project(project))
+
+    async def create_project(self, project: str, quota: d.UpdateQuota | None = None) -> d.ProjectView:
+        """A project with these limits. Again with the same limits it is the same project."""
+        document = d.CreateProject(quota=quota) if quota is not None else d.CreateProject()
+        body = document.model_dump_json(exclude_unset=True)
+        return _read(d.ProjectView, await self._http.send("PUT", _project(project), body=body))
+
+    async def set_quota(self, project: str, quota: d.UpdateQuota) -> d.ProjectView:
+        """Other limits. What was not given to `quota` stays as it is; None lifts a limit."""
+        body = quota.model_dump_json(exclude_unset=True)
+        return _read(d.ProjectView, await self._http.send("PATCH", f"{_project(project)}/quota", body=body))
+
+    async def delete_project(self, project: str) -> None:
+        """Close a project without VMs. Its tokens and broker users end; its id is never used again."""
+        await self._http.send("DELETE", _project(project), missing_is_done=True)
+
+    async def tokens(self, project: str) -> tuple[d.TokenView, ...]:
+        return await self._all(d.TokenView, f"{_project(project)}/tokens")
+
+    async def create_token(self, project: str, token: d.CreateToken) -> d.NewTokenView:
+        """A token; its secret is told this once.
+
+        Not sent again when its fate is unknown, since the secret would be lost: look into `tokens`, revoke, make
+        another.
+        """
+        path, body = f"{_project(project)}/tokens", token.model_dump_json(exclude_unset=True)
+        return _read(d.NewTokenView, await self._http.send("POST", path, body=body, repeatable=False))
+
+    async def revoke_token(self, project: str, token_id: UUID) -> None:
+        """End a token. It works nowhere five seconds later."""
+        await self._http.send("DELETE", f"{_project(project)}/tokens/{token_id}", missing_is_done=True)
+
+    async def amqp_users(self, project: str) -> tuple[d.AmqpUserView, ...]:
+        return await self._all(d.AmqpUserView, f"{_project(project)}/amqp-users")
+
+    async def add_amqp_user(self, project: str, user: str, *, role: d.AmqpRole = "member") -> d.AmqpUserView:
+        """Let this broker user speak for the project. The broker must know it: Leveret makes no accounts there."""
+        body = d.AddAmqpUser(role=role).model_dump_json()
+        return _read(d.AmqpUserView, await self._http.send("PUT", _amqp_user(project, user), body=body))
+
+    async def remove_amqp_user(self, project: str, user: str) -> None:
+        """Let this broker user speak for nobody."""
+        await self._http.send("DELETE", _amqp_user(project, user), missing_is_done=True)
+
+    # How documents are read.
+
+    async def _get(self, model: type[Model], path: str) -> Model:
+        return _read(model, await self._http.send("GET", path))
+
+    async def _all(self, model: type[Model], path: str) -> tuple[Model, ...]:
+        return tuple([item async for item in self._list(model, path)])
+
+    async def _list(self, model: type[Model], path: str, **params: Any) -> AsyncIterator[Model]:
+        while True:
+            response = await self._http.send("GET", path, params=params)
+            page = _object(response)
+            for item in page["items"]:
+                yield _parse(model, item, response)
+            if not page.get("next"):
+                return
+            params["cursor"] = page["next"]
 
 
-def reached(vm: VmView, target: Target) -> bool:
-    """Whether a VM is what is waited for. Raises VmFailed when it will not be by itself."""
-    settled = vm.observed_generation >= vm.generation
-    stands = {
-        "running": vm.state is State.RUNNING and settled and vm.desired is Desired.RUNNING,
-        "ready": vm.state is State.RUNNING and settled and vm.guest_ready,
-        "stopped": vm.state is State.STOPPED and settled,
-        "deleted": vm.state is State.DELETED,
-    }
-    if stands[target]:
-        return True
-    will_not_run = vm.desired is not Desired.RUNNING or (vm.state is State.STOPPED and settled)
-    hopeless = {
-        "running": will_not_run,
-        "ready": will_not_run,
-        "stopped": vm.desired is Desired.DELETED,
-        "deleted": vm.desired is not Desired.DELETED,
-    }
-    if hopeless[target] or vm.state is State.ERROR:
-        raise VmFailed(vm, target)
-    return False
+def _vm(vm_id: UUID) -> str:
+    return f"/v1/vms/{vm_id}"
+
+
+def _events(vm_id: UUID | None) -> str:
+    return "/v1/events" if vm_id is None else f"{_vm(vm_id)}/events"
+
+
+def _project(project: str) -> str:
+    return f"/v1/projects/{quote(project, safe='')}"
+
+
+def _amqp_user(project: str, user: str) -> str:
+    return f"{_project(project)}/amqp-users/{quote(user, safe='')}"
+
+
+def _unheeded(_gap: object) -> None:
+    """A wait looks at the VM itself: it needs no event that it has not heard."""
+
+
+def _read(model: type[Model], response: httpx2.Response, **more: Any) -> Model:
+    return _parse(model, _object(response) | more, response)
+
+
+def _parse(model: type[Model], document: Any, response: httpx2.Response) -> Model:
+    try:
+        return model.model_validate(document)
+    except ValueError as error:
+        raise unreadable(response, f"it is no {model.__name__}") from error
+
+
+def _object(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError as error:
+        raise unreadable(response, "it is not JSON") from error
+    if not isinstance(document, dict):
+        raise unreadable(response, "it is no JSON object")
+    return document

@@ -1,6 +1,7 @@
 """The `leveret` command: its table of contents."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,43 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from leveret.client.cli import change, create, db, events, failing, guest, hosts, look, stack
-from leveret.client.cli.session import Globals
+from leveret.client.cli import (
+    apply,
+    change,
+    completion,
+    context,
+    create,
+    db,
+    doctor,
+    events,
+    failing,
+    guest,
+    hosts,
+    look,
+    naming,
+    project,
+    stack,
+    token,
+    wait,
+)
+from leveret.client.cli.session import Globals, complete_context
 
-_EPILOG = "Exit codes: 0 ok, 1 unexpected, 2 usage, 3 not found, 4 conflict, 5 failed, 6 time-out, 7 unreachable."
+_EPILOG = (
+    "Exit codes: 0 ok, 1 unexpected, 2 usage (or a token that is refused), 3 not found, 4 conflict, 5 failed, "
+    "6 time-out, 7 unreachable, 130 interrupted."
+)
 
 
 class _Sections(TyperGroup):
     """Lists the commands by what one wants, in the order of the table below, instead of by alphabet."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with failing.plain_usage_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with failing.plain_usage_errors():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002  (the base's signature)
         return list(self.commands)
@@ -35,40 +65,67 @@ class _Sections(TyperGroup):
 
 def _globals(
     ctx: typer.Context,
-    url: Annotated[str | None, typer.Option(help="The API. Default: LEVERET_URL, then the configuration file.")] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One of `leveret context list`. Default: LEVERET_CONTEXT, then the one in use.",
+            autocompletion=complete_context,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The API. Default: LEVERET_URL, then the context's.")
+    ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Holds the token. Default: LEVERET_TOKEN, then the configuration."),
+        typer.Option(
+            metavar="FILE", help="Holds the token; - is standard input. Default: LEVERET_TOKEN, then the context's."
+        ),
     ] = None,
 ) -> None:
     """Get me a VM."""
-    ctx.obj = Globals(url, token_file)
+    ctx.obj = Globals(url, token_file, context)
 
 
 SECTIONS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "This machine": {"up": stack.up, "status": stack.status, "down": stack.down},
     "VMs": {
         "create": create.create,
+        "apply": apply.apply,
         "list": look.list_,
         "show": look.show,
+        "wait": wait.wait,
         "ssh": guest.ssh,
         "stop": change.stop,
         "start": change.start,
         "reboot": change.reboot,
+        "rename": naming.rename,
+        "label": naming.label,
         "delete": change.delete,
     },
     "When something is not as it should be": {
+        "doctor": doctor.doctor,
         "explain": look.explain,
         "events": events.events,
         "timeline": events.timeline,
         "console-log": guest.console_log,
         "retry": change.retry,
     },
+    "Projects, and who may do what": {
+        "project": project.app,
+        "quota": project.quota_app,
+        "token": token.app,
+        "whoami": token.whoami,
+    },
     "The installation": {
         "hosts": hosts.hosts,
         "images": hosts.images,
         "db": db.app,
         "version": hosts.version,
+    },
+    "This command": {
+        "context": context.app,
+        "completion": completion.completion,
     },
 }
 
@@ -77,6 +134,7 @@ def build() -> typer.Typer:
     """The whole command, without rich's help: `--help` has to be there at once."""
     app = typer.Typer(
         cls=_Sections,
+        add_completion=False,
         callback=_globals,
         epilog=_EPILOG,
         no_args_is_help=True,
@@ -95,6 +153,10 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Run the command and turn what went wrong into words and an exit code."""
+    if completion.COMPLETE_VARIABLE in os.environ:
+        completion.prepare()
+    # pydantic would look through every installed distribution for plug-ins, for longer than the API takes to answer.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     gc.disable()  # loading modules makes no garbage, and looking for it takes a tenth of the time of `leveret list`
     try:
         build()(prog_name="leveret")

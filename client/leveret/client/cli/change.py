@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leveret.client.cli import failing
 from leveret.client.cli.guest import known_hosts
 from leveret.client.cli.output import Format, Output, emit
 from leveret.client.cli.session import VmNames, connect, run
-from leveret.client.errors import ClientError
+from leveret.client.cli.together import outcome
 
 if TYPE_CHECKING:
     from leveret.client.leveret import Leveret, Receipt, Target
@@ -116,10 +115,4 @@ def _change(
     results = run(all_of_them())
     if form is not Format.TABLE:
         emit([vm for vm in results if vm is not None and not isinstance(vm, BaseException)], (), form)
-    codes = []
-    for failure in (result for result in results if isinstance(result, BaseException)):
-        if not isinstance(failure, ClientError):
-            raise failure
-        codes.append(failing.report(failure))
-    if codes:
-        raise typer.Exit(codes[0])
+    outcome(results)

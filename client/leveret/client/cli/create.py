@@ -16,7 +16,7 @@ from leveret.client.cli.failing import Exit
 from leveret.client.cli.guest import plain
 from leveret.client.cli.output import Format, Output, emit_document
 from leveret.client.cli.progress import Steps
-from leveret.client.cli.session import config, connect, run
+from leveret.client.cli.session import complete_image, config, connect, run
 from leveret.client.errors import ClientError, WaitTimedOut
 
 if TYPE_CHECKING:
@@ -43,11 +43,14 @@ def create(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A pleasant one is made if omitted.")] = None,
     image: Annotated[
-        str | None, typer.Option(metavar="NAME|URL", help="A registered image, or where to fetch one.")
+        str | None,
+        typer.Option(
+            metavar="NAME|URL", help="A registered image, or where to fetch one.", autocompletion=complete_image
+        ),
     ] = None,
-    sha256: Annotated[str | None, typer.Option(help="What a fetched image must hash to.")] = None,
-    image_format: Annotated[str, typer.Option(help="Format of a fetched image: qcow2 or raw.")] = "qcow2",
-    vcpus: Annotated[int, typer.Option(min=1, max=256, metavar="N")] = 1,
+    sha256: Annotated[str | None, typer.Option(metavar="HEX", help="What a fetched image must hash to.")] = None,
+    image_format: Annotated[str, typer.Option(metavar="FORMAT", help="Of a fetched image: qcow2 or raw.")] = "qcow2",
+    vcpus: Annotated[int, typer.Option(metavar="N")] = 1,
     memory: Annotated[str, typer.Option(metavar="SIZE", help="512M, 2G.")] = "1G",
     disk: Annotated[str, typer.Option(metavar="SIZE", help="10G.")] = "10G",
     ssh_key: Annotated[
@@ -58,14 +61,16 @@ def create(
         Path | None, typer.Option(metavar="FILE", help="Script or cloud-config for the guest; - for standard input.")
     ] = None,
     label: Annotated[list[str] | None, typer.Option("-l", "--label", metavar="KEY=VALUE")] = None,
-    zone: Annotated[list[str] | None, typer.Option(help="Zones it may go to; any if omitted.")] = None,
+    zone: Annotated[list[str] | None, typer.Option(metavar="ZONE", help="Zones it may go to; any if omitted.")] = None,
     require_label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Labels that its host must have.")
     ] = None,
     forbid_label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Labels that its host must not have.")
     ] = None,
-    strategy: Annotated[Strategy, typer.Option(help="Spread over hosts or pack them.")] = Strategy.SPREAD,
+    strategy: Annotated[
+        Strategy, typer.Option(metavar="spread|pack", help="Spread over hosts or pack them.")
+    ] = Strategy.SPREAD,
     network: Annotated[str, typer.Option(metavar="NAME")] = "default",
     stopped: Annotated[bool, typer.Option("--stopped", help="Build it, do not start it.")] = False,
     wait: Annotated[
@@ -76,6 +81,9 @@ def create(
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return when the request is accepted.")] = False,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="How long to wait.")] = 300,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say whether it would be accepted now; nothing is claimed.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Get me a VM."""
@@ -86,26 +94,32 @@ def create(
     asked: dict[str, Any] = {
         "name": name,
         "vcpus": vcpus,
-        "memory_mib": values.size(memory, unit="M"),
-        "disk_gib": values.size(disk, unit="G"),
+        "memory_mib": values.size(memory, unit="M", option="--memory"),
+        "disk_gib": values.size(disk, unit="G", option="--disk"),
         "ssh_keys": values.public_keys(_key_files(ctx) if ssh_key is None else ssh_key),
-        "labels": values.pairs(label or []),
+        "labels": values.pairs(label or [], option="--label"),
         "placement": {
             "zones": zone or [],
-            "require_labels": values.pairs(require_label or []),
-            "forbid_labels": values.pairs(forbid_label or []),
+            "require_labels": values.pairs(require_label or [], option="--require-label"),
+            "forbid_labels": values.pairs(forbid_label or [], option="--forbid-label"),
             "strategy": strategy.value,
         },
         "network": network,
         "running": not stopped,
         **_user_data(user_data),
     }
+    from leveret.client.cli.faults import checked
+    from leveret.shared.documents import CreateVm
+
     build = _Build(None if no_wait else "stopped" if stopped else (wait.value if wait else "auto"), timeout)
 
     async def body() -> "VmView | None":
         async with connect(ctx, retry_for_s=_CREATE_RETRY_S) as leveret:
             asked["image"] = await _image(leveret, image, sha256, image_format)
-            return await build.run(leveret, document(asked))
+            spec = checked(CreateVm, asked)
+            if dry_run:
+                return await _rehearse(leveret, spec)
+            return await build.run(leveret, spec)
 
     try:
         with build.steps:
@@ -113,21 +127,22 @@ def create(
     except KeyboardInterrupt:
         print(build.interrupted(), file=sys.stderr)
         raise typer.Exit(Exit.INTERRUPTED) from None
-    _show(made, build, output)
+    if dry_run:
+        _show_rehearsal(made, output)
+    else:
+        _show(made, build, output)
 
 
-def document(asked: dict[str, Any]) -> "CreateVm":
-    """The request, or a usage error that names the option."""
-    from pydantic import ValidationError
+async def _rehearse(leveret: "Leveret", spec: "CreateVm") -> "VmView | None":
+    """The VM as it would be, as far as the API tells. What would be refused is raised."""
+    return (await leveret.create(spec, dry_run=True)).vm
 
-    from leveret.shared.documents import CreateVm
-    from leveret.shared.messages import explain
 
-    try:
-        return CreateVm.model_validate(asked)
-    except ValidationError as error:
-        faults = "; ".join(f"{fault['field']}: {fault['message']}" for fault in explain(error))
-        raise typer.BadParameter(faults) from None
+def _show_rehearsal(vm: "VmView | None", form: Format) -> None:
+    on = f" on host {vm.host}" if vm and vm.host else ""
+    print(f"It would be accepted now{on}. Nothing was made.", file=sys.stderr)
+    if form in {Format.JSON, Format.YAML}:
+        emit_document({"would_be_accepted": True, "vm": vm.model_dump(mode="json") if vm else None}, form)
 
 
 def _user_data(file: Path | None) -> dict[str, str]:
@@ -136,7 +151,7 @@ def _user_data(file: Path | None) -> dict[str, str]:
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise typer.BadParameter(f"cannot read the user-data: {error}") from error
+        raise typer.BadParameter(f"cannot read it: {error}", param_hint="--user-data") from error
     try:
         return {"user_data": data.decode()}
     except UnicodeDecodeError:
@@ -154,17 +169,21 @@ def _key_files(ctx: typer.Context) -> list[Path]:
 async def _image(leveret: "Leveret", image: str | None, sha256: str | None, image_format: str) -> dict[str, str]:
     if image and "://" in image:
         if not sha256:
-            raise typer.BadParameter("an image by url needs --sha256: what arrives is held against it.")
+            raise typer.BadParameter(
+                "an image by url needs it: what arrives is held against it.", param_hint="--sha256"
+            )
         return {"url": image, "sha256": sha256.lower(), "format": image_format}
     if sha256:
-        raise typer.BadParameter("--sha256 belongs to an image by url; a registered image has its own.")
+        raise typer.BadParameter(
+            "it belongs to an image by url; a registered image has its own.", param_hint="--sha256"
+        )
     if image:
         return {"name": image}
     registered = [known.name for known in await leveret.images()]
     if len(registered) == 1:
         return {"name": registered[0]}
     which = ", ".join(registered) or "none is registered, give a url and --sha256"
-    raise typer.BadParameter(f"which image? --image NAME, one of: {which}")
+    raise typer.BadParameter(f"which image? One of: {which}", param_hint="--image")
 
 
 class _Build:

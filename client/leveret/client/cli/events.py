@@ -3,19 +3,23 @@
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
 
 import typer
 
+from leveret.client.cli.failing import Exit
 from leveret.client.cli.output import Format, Output, emit_document, paint
 from leveret.client.cli.session import complete_vm, connect, run
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from leveret.client.errors import EventGap
     from leveret.client.leveret import Leveret
     from leveret.client.timeline import Span
     from leveret.shared.documents import EventView, VmView
 
-OneVm = Annotated[str | None, typer.Argument(metavar="[VM]", help="Name or id.", autocompletion=complete_vm)]
+DEFAULT_LINES = 20
+OneVm = Annotated[str | None, typer.Argument(metavar="VM", help="Name or id.", autocompletion=complete_vm)]
 
 
 def events(
@@ -25,53 +29,77 @@ def events(
     after: Annotated[
         int | None, typer.Option(min=0, metavar="SEQ", help="Only those after this number: resume where you were.")
     ] = None,
-    lines: Annotated[int, typer.Option("-n", min=0, help="How many of the newest to begin with.")] = 20,
+    lines: Annotated[
+        int, typer.Option("-n", min=0, metavar="N", help="How many of the newest to begin with.")
+    ] = DEFAULT_LINES,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show what happened to one VM, or to all.
+    """Show what happened to one VM, or in the whole project.
 
-    With -o json every line is a document.
+    With -o json every line is a document. Following goes on when the API is restarted, without a gap.
     """
+    writer = Writer(output, with_name=not vm)
 
     async def body() -> None:
         async with connect(ctx) as leveret:
             vm_id = (await leveret.find(vm)).id if vm else None
             if after is None:
-                last = await _newest(leveret, vm_id, lines, output, with_name=not vm)
+                await _newest(leveret, vm_id, lines, writer)
             else:
-                last = after
-            if follow or after is not None:
-                async for event in leveret.events(vm_id=vm_id, after=last, follow=follow):
-                    _write(event, output, with_name=not vm)
+                writer.last = after
+            if follow:
+                async for event in leveret.watch(vm_id, after=writer.last, on_gap=_tell_gap):
+                    writer.write(event)
+            elif after is not None:
+                async for event in leveret.events(vm_id=vm_id, after=after):
+                    writer.write(event)
 
-    run(body())
+    try:
+        run(body())
+    except KeyboardInterrupt:
+        if follow:
+            print(f"\nGo on from here:  leveret events -f --after {writer.last}{f' {vm}' * bool(vm)}", file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-async def _newest(leveret: "Leveret", vm_id: UUID | None, count: int, form: Format, *, with_name: bool) -> int:
-    """Show the last `count` events and return the number to go on from."""
+class Writer:
+    """Writes events as they come; `last` is the number of the newest one that was seen."""
+
+    def __init__(self, form: Format, *, with_name: bool) -> None:
+        self.form = form
+        self.with_name = with_name
+        self.last = 0
+
+    def write(self, event: "EventView") -> None:
+        from leveret.client.cli.columns import event_line, event_subject
+
+        self.last = max(self.last, event.seq)
+        match self.form:
+            case Format.TABLE:
+                print(event_line(event, with_name=self.with_name), flush=True)
+            case Format.JSON:
+                print(json.dumps(event.model_dump(mode="json"), ensure_ascii=False), flush=True)
+            case Format.YAML:
+                print("---")
+                emit_document(event.model_dump(mode="json"), self.form)
+                sys.stdout.flush()
+            case Format.NAME:
+                print(event_subject(event), flush=True)
+
+
+async def _newest(leveret: "Leveret", vm_id: "UUID | None", count: int, writer: Writer) -> None:
+    """Write the last `count` events."""
     _, last = await leveret.events_page(after="latest")
     # A project's numbers have no gaps, so its newest are known; a VM has few events, so they are all read.
-    start = 0 if vm_id else max(0, last - count)
-    newest = [event async for event in leveret.events(vm_id=vm_id, after=start)]
+    writer.last = 0 if vm_id else max(0, last - count)
+    newest = [event async for event in leveret.events(vm_id=vm_id, after=writer.last)]
     for event in newest[-count:] if count else ():
-        _write(event, form, with_name=with_name)
-    return newest[-1].seq if newest else start
+        writer.write(event)
+    writer.last = newest[-1].seq if newest else max(writer.last, 0 if vm_id else last)
 
 
-def _write(event: "EventView", form: Format, *, with_name: bool) -> None:
-    from leveret.client.cli.columns import event_line
-
-    match form:
-        case Format.TABLE:
-            print(event_line(event, with_name=with_name), flush=True)
-        case Format.JSON:
-            print(json.dumps(event.model_dump(mode="json"), ensure_ascii=False), flush=True)
-        case Format.YAML:
-            print("---")
-            emit_document(event.model_dump(mode="json"), form)
-            sys.stdout.flush()
-        case Format.NAME:
-            print(event.vm_name, flush=True)
+def _tell_gap(gap: "EventGap") -> None:
+    print(f"The events {gap.after + 1} to {gap.until} are gone: they were forgotten.", file=sys.stderr)
 
 
 def timeline(
@@ -117,7 +145,7 @@ def _draw(vm: "VmView", spans: "tuple[Span, ...]") -> None:
     width = max(10, min(60, room))
     for span in spans:
         bar = _bar(span, total_s, width)
-        style = "red" if span.failed else "green" if span.name in {"running", "guest ready"} else "cyan"
+        style = "red" if span.failed else "green" if span.name in {"running", "guest ready"} else "magenta"
         note = f"{paint(span.note.ljust(notes), 'dim')}  " if room >= 10 else ""
         print(f"{span.name.ljust(names)}  {span.seconds:7.3f} s  {note}{paint(bar.rstrip(), style)}")
     print(paint(f"{'in all'.ljust(names)}  {total_s:7.3f} s", "bold"))

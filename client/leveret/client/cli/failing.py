@@ -1,13 +1,17 @@
 """Errors as a person reads them, and the exit code that a script reads."""
 
 import os
+import re
 import shutil
 import sys
 import textwrap
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
+
+import typer
 
 from leveret.client import errors
 from leveret.client.cli.output import paint
@@ -30,6 +34,8 @@ class Exit(IntEnum):
 _BY_CODE = {"no_capacity": Exit.FAILED, "no_address": Exit.FAILED}
 _BY_STATUS = {
     400: Exit.USAGE,
+    401: Exit.USAGE,  # as without a token: what was given does not serve
+    403: Exit.USAGE,
     413: Exit.USAGE,
     415: Exit.USAGE,
     422: Exit.USAGE,
@@ -44,6 +50,15 @@ _BY_STATUS = {
 }
 
 
+#: Where the command line knows better than the API what can be done.
+_HINTS = {
+    "unauthenticated": "`leveret doctor` says which token is used; `leveret context add NAME --url URL --replace` "
+    "takes another one, `leveret token create` makes one.",
+    "forbidden": "`leveret whoami` says what this token may do; an administrator's may do more (--context, "
+    "--token-file).",
+}
+
+
 def exit_code(error: BaseException) -> Exit:
     match error:
         case errors.ApiError():
@@ -52,7 +67,7 @@ def exit_code(error: BaseException) -> Exit:
             return Exit.NOT_FOUND
         case errors.Ambiguous():
             return Exit.CONFLICT
-        case errors.VmFailed():
+        case errors.VmFailed() | errors.EventGap():
             return Exit.FAILED
         case errors.WaitTimedOut():
             return Exit.TIMED_OUT
@@ -71,6 +86,28 @@ def _is_of_the_stack(error: BaseException) -> bool:
     )
 
 
+#: What the library that reads the command line says, and what we say.
+_USAGE = (
+    (re.compile(r"^Value error, "), ""),
+    (re.compile(r"^Input should be a valid integer.*"), "it is no whole number."),
+    (re.compile(r"^Input should be a valid number.*"), "it is no number."),
+    (re.compile(r"^Input should be a finite number.*"), "it is no number."),
+    (re.compile(r"^Input should be greater than or equal to (\S+)$"), r"it must be at least \1."),
+    (re.compile(r"^Input should be less than or equal to (\S+)$"), r"it may be at most \1."),
+)
+
+
+@contextmanager
+def plain_usage_errors() -> Iterator[None]:
+    """Let usage errors speak as a person would."""
+    try:
+        yield
+    except typer.BadParameter as error:
+        for pattern, plain in _USAGE:
+            error.message = pattern.sub(plain, error.message)
+        raise
+
+
 def report(error: BaseException) -> Exit:
     """Say on standard error what went wrong, why, and what to do; return the exit code."""
     for line in explain(error):
@@ -87,7 +124,7 @@ def explain(error: BaseException) -> Iterator[str]:
     match error:
         case errors.ApiError():
             yield _headline(error.message, error.code)
-            yield from _body(error.hint, error.details)
+            yield from _body(_HINTS.get(error.code, error.hint), error.details)
             for fault in error.errors:
                 yield _line(f"{fault.get('field', '')}: {fault.get('message', '')}")
             if error.request_id:
@@ -108,9 +145,12 @@ def explain(error: BaseException) -> Iterator[str]:
         case errors.Ambiguous(ids=ids):
             yield _headline(str(error))
             yield _line(f"hint: give an id, for example {ids[0]}")
+        case errors.EventGap():
+            yield _headline(f"{error}: they were forgotten before they were read.")
+            yield _line(f"hint: leveret list shows how things stand; go on with --after {error.until}")
         case errors.Unreachable():
             yield _headline(str(error))
-            yield _line("hint: `leveret status` shows what runs on this machine, `leveret up` starts it.")
+            yield _line("hint: `leveret doctor` says what is wrong; `leveret up` starts Leveret on this machine.")
         case _ if problem := getattr(error, "problem", None):
             yield _headline(problem.message, problem.code)
             yield from problem_lines(problem)
@@ -156,11 +196,23 @@ def _detail(name: str, value: Any) -> Iterator[str]:
 
 
 def _headline(message: str, code: str = "") -> str:
-    return f"{paint('error:', 'bold red', sys.stderr)} {message}" + (f" ({code})" if code else "")
+    text = _wrapped(f"error: {message}" + (f" ({code})" if code else ""), "", "  ")
+    return text.replace("error:", paint("error:", "bold red", sys.stderr), 1)
 
 
 def _line(text: str) -> str:
-    width = max(40, min(shutil.get_terminal_size().columns, 120)) - 2
+    return _wrapped(text, "  ", "    ")
+
+
+def _wrapped(text: str, first: str, rest: str) -> str:
+    """Whole words in every line of a terminal; one line for a pipe. Lines that are there stay."""
     if not sys.stderr.isatty():
-        return f"  {text}"
-    return "\n".join(textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False))
+        return f"{first}{text}"
+    width = max(40, min(shutil.get_terminal_size().columns, 120))
+    lines = [
+        textwrap.wrap(
+            line, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+        )
+        for line in text.splitlines()
+    ]
+    return "\n".join(line for wrapped in lines for line in wrapped)

@@ -70,7 +70,7 @@ def grown(seen: str, text: str) -> str:
 def ssh(
     ctx: typer.Context,
     vm: VmName,
-    command: Annotated[list[str] | None, typer.Argument(metavar="[-- COMMAND...]", help="Run this there.")] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="-- COMMAND", help="Run this there.")] = None,
     login: Annotated[str, typer.Option("-l", "--login", help="User in the guest.")] = "root",
     identity: Annotated[Path | None, typer.Option("-i", "--identity", help="Private key.", metavar="FILE")] = None,
     timeout: Annotated[

@@ -1,18 +1,32 @@
 """`list`, `show`, `explain`: what there is and why."""
 
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
 
 from leveret.client.cli.output import Format, Output, emit, emit_document, paint, write_facts
-from leveret.client.cli.session import VmName, connect, run
+from leveret.client.cli.session import VmName, complete_host, complete_vm, connect, run
+from leveret.client.errors import ApiError, NotFound
 
 if TYPE_CHECKING:
+    from leveret.client.leveret import Leveret
     from leveret.shared.documents import EventView, VmView
 
 #: Events that `explain` shows: the newest say why.
 _EXPLAINED_EVENTS = 12
+#: How many of a project's newest events are looked through for a request that was refused.
+_SEARCHED_EVENTS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that was not carried out: what is known of it under the id that was given."""
+
+    id: str
+    problem: dict[str, Any]
 
 
 class StateChoice(StrEnum):
@@ -30,21 +44,28 @@ class StateChoice(StrEnum):
 def list_(
     ctx: typer.Context,
     state: Annotated[StateChoice | None, typer.Option(help="Only VMs in this state.", metavar="STATE")] = None,
-    label: Annotated[list[str] | None, typer.Option("-l", "--label", help="Only VMs with key=value.")] = None,
-    host: Annotated[str | None, typer.Option(help="Only VMs on this host.")] = None,
+    selector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-l", "--selector", metavar="SELECTOR", help="Only VMs whose labels fit: 'app=web,tier!=db,zone in (a,b)'."
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Only VMs on this host.", autocompletion=complete_host)
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """List VMs."""
     from leveret.client.cli.columns import VM_COLUMNS
-    from leveret.client.cli.values import pairs
+    from leveret.client.cli.selectors import selector as selector_in
     from leveret.shared.lifecycle import State
 
-    labels = pairs(label or [])
+    wanted = selector_in(selector or [])
 
     async def body() -> "list[VmView]":
         async with connect(ctx) as leveret:
-            found = leveret.list(state=State(state.value) if state else None, labels=labels, host=host)
-            return [vm async for vm in found]
+            found = leveret.list(state=State(state.value) if state else None, labels=wanted.equalities, host=host)
+            return [vm async for vm in found if wanted.matches(vm.labels)]
 
     emit(run(body()), VM_COLUMNS, output)
 
@@ -92,22 +113,79 @@ def facts(vm: "VmView") -> list[tuple[str, str]]:
     ]
 
 
-def explain(ctx: typer.Context, vm: VmName, output: Output = Format.TABLE) -> None:
-    """Say why a VM is as it is, and what can be done."""
+def explain(
+    ctx: typer.Context,
+    vm: Annotated[
+        str,
+        typer.Argument(metavar="VM|ID", help="Name or id of a VM, or the id of a request.", autocompletion=complete_vm),
+    ],
+    output: Output = Format.TABLE,
+) -> None:
+    """Say why a VM is as it is, or a request was refused."""
 
-    async def body() -> "tuple[VmView, list[EventView]]":
+    async def body() -> "tuple[VmView | Refused, list[EventView]]":
         async with connect(ctx) as leveret:
-            found = await leveret.find(vm)
+            try:
+                found = await leveret.find(vm)
+            except ApiError as error:
+                # What is said of an id under which no VM came to be is why the request for it was refused.
+                return await _refused(leveret, vm, error)
+            except NotFound as error:
+                return await _refused(leveret, vm, error)
             return found, [event async for event in leveret.events(vm_id=found.id)]
 
     found, events = run(body())
-    if output is Format.TABLE:
+    if isinstance(found, Refused):
+        _explain_refusal(found, events, output)
+    elif output is Format.TABLE:
         _explain(found, events)
     elif output is Format.NAME:
         print(found.name)
     else:
         story = [event.model_dump(mode="json") for event in events]
         emit_document({"vm": found.model_dump(mode="json"), "events": story}, output)
+
+
+async def _refused(leveret: "Leveret", text: str, error: ApiError | NotFound) -> "tuple[Refused, list[EventView]]":
+    """The refusal that an id is about, of a VM or of a request. Raises the error when there is none."""
+    try:
+        asked = UUID(text)
+    except ValueError:
+        raise error from None
+    if isinstance(error, ApiError) and error.code not in {"vm_not_found", "not_found"} and error.status in {409, 422}:
+        return Refused(text, {"code": error.code, "message": error.message, "hint": error.hint, **error.details}), []
+    _, last = await leveret.events_page(after="latest")
+    found = [
+        event
+        async for event in leveret.events(after=max(0, last - _SEARCHED_EVENTS))
+        if event.type == "rejected" and (event.vm_id == asked or event.data.get("request_id") == text)
+    ]
+    if not found:
+        raise error
+    return Refused(text, found[-1].data.get("problem") or {}), found
+
+
+def _explain_refusal(refused: Refused, events: "list[EventView]", form: Format) -> None:
+    from leveret.client.cli.columns import event_line
+    from leveret.client.cli.failing import problem_lines
+    from leveret.shared.errors import Problem
+
+    if form is Format.NAME:
+        print(refused.id)
+        return
+    if form is not Format.TABLE:
+        story = [event.model_dump(mode="json") for event in events]
+        emit_document({"vm": None, "problem": refused.problem, "events": story}, form)
+        return
+    problem = Problem.model_validate({"code": "internal", "message": "No reason was kept."} | refused.problem)
+    print(f"This request was {paint('refused', 'red')}: no VM was made or changed by it.")
+    print(f"\n{paint('why', 'bold')}\n  {problem.message} ({problem.code})")
+    for line in problem_lines(problem):
+        print(line)
+    if events:
+        print(f"\n{paint('events', 'bold')}")
+    for event in events[-_EXPLAINED_EVENTS:]:
+        print(f"  {event_line(event, with_name=False)}")
 
 
 def _explain(vm: "VmView", events: "list[EventView]") -> None:

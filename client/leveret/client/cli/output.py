@@ -36,7 +36,8 @@ class Column:
     style: Callable[[str], str] | None = None
 
 
-_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+#: Only those that can be read on a light and on a dark ground: no yellow, no cyan, nothing bright.
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "blue": "34", "magenta": "35"}
 
 
 def colourful(stream: TextIO) -> bool:

@@ -2,7 +2,8 @@
 
 import gc
 import os
-from collections.abc import Coroutine
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -28,22 +29,37 @@ class Globals:
 
     url: str | None = None
     token_file: Path | None = None
+    context: str | None = None
+
+
+def flags(ctx: typer.Context) -> Globals:
+    given = ctx.find_object(Globals)
+    if given is not None:
+        return given
+    # A shell that asks for completions runs no callback; what was typed so far is there all the same.
+    typed = ctx.find_root().params
+    file = typed.get("token_file")
+    return Globals(typed.get("url"), Path(file) if file else None, typed.get("context"))
 
 
 def config(ctx: typer.Context) -> configs.Config:
-    chosen = ctx.find_object(Globals) or Globals()
-    token = None
-    if chosen.token_file:
-        try:
-            token = chosen.token_file.read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"cannot read the token: {error}") from error
-    return configs.load(os.environ, url=chosen.url, token=token)
+    """The settings in force. Raises ConfigError when they do not suffice."""
+    chosen = flags(ctx)
+    token = token_from(chosen.token_file) if chosen.token_file else None
+    return configs.load(os.environ, url=chosen.url, token=token, context=chosen.context)
+
+
+def token_from(file: Path) -> str:
+    """The token in a file, or on standard input when that is `-`."""
+    if str(file) != "-":
+        return configs.read_token(file)
+    token = sys.stdin.readline().strip()
+    if not token or not token.isascii() or len(token.split()) != 1:
+        raise ConfigError("standard input does not hold a token: one word of ASCII is expected.")
+    return token
 
 
 def connect(ctx: typer.Context, *, retry_for_s: float = RETRY_FOR_S) -> "Leveret":
-    # pydantic would look through every installed distribution for plug-ins, for longer than the API takes to answer.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from leveret.client.leveret import Leveret
 
     gc.enable()  # from here on there may be garbage: see `main`
@@ -57,18 +73,63 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(main)
 
 
-def complete_vm(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The names of VMs, for the shell. A completion that cannot be made is silent."""
+# The names of things, for the shell. A completion that cannot be made is silent.
 
-    async def names() -> list[str]:
-        async with connect(ctx, retry_for_s=_COMPLETION_RETRY_S) as leveret:
-            return [vm.name async for vm in leveret.list() if vm.name.startswith(incomplete)]
 
+def _completion(names: "Callable[[Leveret], AsyncIterator[str]]") -> Callable[[typer.Context, str], list[str]]:
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        async def ask() -> list[str]:
+            async with connect(ctx, retry_for_s=_COMPLETION_RETRY_S) as leveret:
+                return [name async for name in names(leveret) if name.startswith(incomplete)]
+
+        try:
+            return run(ask())
+        except ClientError:
+            return []
+
+    return complete
+
+
+async def _vms(leveret: "Leveret") -> AsyncIterator[str]:
+    async for vm in leveret.list():
+        yield vm.name
+
+
+async def _images(leveret: "Leveret") -> AsyncIterator[str]:
+    for image in await leveret.images():
+        yield image.name
+
+
+async def _hosts(leveret: "Leveret") -> AsyncIterator[str]:
+    for host in await leveret.hosts():
+        yield host.name
+
+
+async def _projects(leveret: "Leveret") -> AsyncIterator[str]:
+    for project in await leveret.list_projects():
+        yield project.id
+
+
+complete_vm = _completion(_vms)
+complete_image = _completion(_images)
+complete_host = _completion(_hosts)
+complete_project = _completion(_projects)
+
+
+def complete_context(incomplete: str) -> list[str]:
     try:
-        return run(names())
-    except ClientError:
+        contexts = configs.read_contexts(configs.config_path(os.environ))
+    except ConfigError:
         return []
+    return [name for name in contexts.by_name if name.startswith(incomplete)]
 
 
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name or id.", autocompletion=complete_vm)]
-VmNames = Annotated[list[str], typer.Argument(metavar="VM...", help="Names or ids.", autocompletion=complete_vm)]
+VmNames = Annotated[list[str], typer.Argument(metavar="VM", help="Names or ids.", autocompletion=complete_vm)]
+ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", autocompletion=complete_project)]
+InProject = Annotated[
+    str | None,
+    typer.Option(
+        "-p", "--project", metavar="PROJECT", help="Default: the token's own.", autocompletion=complete_project
+    ),
+]

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +11,15 @@ import typer
 from leveret.client.cli.output import Column, Format, Output, emit_document, paint, write_table
 from leveret.client.cli.progress import Steps
 from leveret.client.cli.values import age, duration
-from leveret.client.config import Config, config_path, read_file, save
+from leveret.client.config import DEFAULT, Config, Context, config_path, owned_by, read_contexts, save, write_contexts
 from leveret.client.errors import ConfigError
 
 if TYPE_CHECKING:
     from leveret.stack.layout import Layout
     from leveret.stack.up import Summary
+
+#: The context that `leveret up` makes.
+LOCAL = "local"
 
 StateDir = Annotated[
     Path | None,
@@ -39,7 +43,9 @@ def up(
         str | None, typer.Option(metavar="auto|kvm|qemu", help="How guests run; auto proves KVM by running one.")
     ] = None,
     conductors: Annotated[int | None, typer.Option(min=1, max=16, metavar="N", help="Default: 1.")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Of the API. Default: 8420 if free.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, metavar="N", help="Of the API. Default: 8420 if free.")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Guest images to register. Default: script/guest-images' own.")
     ] = None,
@@ -64,8 +70,8 @@ def up(
     with Steps() as steps:
         summary = start(layout, options, steps)
         elapsed_s = steps.elapsed_s
-    kept = _write_config(layout, summary)
-    _summarise(layout, summary, elapsed_s, kept)
+    unused = _write_config(layout, summary)
+    _summarise(layout, summary, elapsed_s, unused)
 
 
 def status(state_dir: StateDir = None, output: Output = Format.TABLE) -> None:
@@ -78,7 +84,7 @@ def status(state_dir: StateDir = None, output: Output = Format.TABLE) -> None:
     found = standing(layout)
     if output is Format.TABLE:
         now = datetime.now(UTC)
-        styles = {"ready": "green", "not ready": "yellow", "stopped": "red"}
+        styles = {"ready": "green", "not ready": "magenta", "stopped": "red"}
         write_table(
             found,
             (
@@ -117,12 +123,10 @@ def down(
     layout = _layout(state_dir)
     from leveret.stack.down import down as stop
 
-    path = config_path(os.environ)
-    ours = purge and read_file(path).get("state_dir") == str(layout.root)
     with Steps() as steps:
         stop(layout, steps, purge=purge)
-    if ours:
-        path.unlink(missing_ok=True)
+    if purge:
+        _forget(layout)
 
 
 def _layout(state_dir: Path | None) -> "Layout":
@@ -135,19 +139,48 @@ def _layout(state_dir: Path | None) -> "Layout":
     return Layout(state_dir)
 
 
-def _write_config(layout: "Layout", summary: "Summary") -> Path | None:
-    """Let `leveret` find this installation; the configuration in its way, if there is one of another's making."""
-    settings = Config(summary.url, summary.token, layout.root, layout.ssh_key if layout.ssh_key.exists() else None)
-    save(settings, layout.client_config)
+def _write_config(layout: "Layout", summary: "Summary") -> str | None:
+    """Let `leveret` find this installation: as the context in use, unless another is. That one's name, if so.
+
+    Other contexts stay; one that `leveret up` made for another directory gives its name up to this one.
+    """
+    ssh_key = layout.ssh_key if layout.ssh_key.exists() else None
+    save(Config(summary.url, summary.token, layout.root, ssh_key), layout.client_config, LOCAL)
     path = config_path(os.environ)
-    kept = read_file(path)
-    if kept and not kept.get("state_dir"):
-        return path
-    save(settings, path)
-    return None
+    contexts = read_contexts(path)
+    current = contexts.by_name.get(contexts.current or "")
+    ours = owned_by(contexts, layout.root) or _free_name(contexts.by_name)
+    use = current is None or current.state_dir is not None
+    made = Context(summary.url, summary.token, None, layout.root, ssh_key)
+    changed = contexts.with_context(ours, made, use=use)
+    if changed != contexts:
+        write_contexts(changed, path)
+    return None if use else ours
 
 
-def _summarise(layout: "Layout", summary: "Summary", elapsed_s: float, kept: Path | None) -> None:
+def _free_name(taken: Mapping[str, Context]) -> str:
+    """`local`, or what `leveret up` called it for another directory; else the next that is free."""
+    for name in (LOCAL, *(f"{LOCAL}-{number}" for number in range(2, 1000))):
+        if name not in taken or taken[name].state_dir is not None:
+            return name
+    return DEFAULT
+
+
+def _forget(layout: "Layout") -> None:
+    """The installation is gone: its context too."""
+    path = config_path(os.environ)
+    contexts = read_contexts(path)
+    ours = owned_by(contexts, layout.root)
+    if ours is None:
+        return
+    left = contexts.without(ours)
+    if left.by_name:
+        write_contexts(left, path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _summarise(layout: "Layout", summary: "Summary", elapsed_s: float, unused: str | None) -> None:
     lines = [
         ("API", summary.url),
         ("state", str(layout.root)),
@@ -159,9 +192,9 @@ def _summarise(layout: "Layout", summary: "Summary", elapsed_s: float, kept: Pat
     print(f"\n{paint(f'Leveret {verb}', 'bold green', sys.stderr)} ({duration(elapsed_s)})", file=sys.stderr)
     for name, value in lines:
         print(f"  {paint(name.ljust(6), 'dim', sys.stderr)}  {value}", file=sys.stderr)
-    if kept:
-        print(f"\n{kept} is of another installation and was kept. To use this one:", file=sys.stderr)
-        print(f"  export LEVERET_CONFIG={layout.client_config}", file=sys.stderr)
+    if unused:
+        print("\nAnother context is in use, and stays so. To use this installation:", file=sys.stderr)
+        print(f"  leveret context use {unused}", file=sys.stderr)
     image = f" --image {summary.images[0]}" if len(summary.images) > 1 else ""
     print(f"\nNext:  leveret create{image}", file=sys.stderr)
 

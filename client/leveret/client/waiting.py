@@ -1,0 +1,97 @@
+"""Waiting for a VM: its events say when to look, what is seen decides."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+
+from leveret.client.errors import VmFailed, WaitTimedOut
+from leveret.client.target import LAST_WORD, Target, reached
+from leveret.shared.documents import EventView, VmView
+
+_QUEUED_PAUSE_S = 0.2
+#: A row is there some milliseconds before the events that tell of it: how long to wait for the last of them.
+_LAST_WORD_S = 1.0
+#: How often a wait looks without having heard anything.
+_LOOK_S = 25.0
+
+Look = Callable[[], Awaitable[VmView | None]]
+Hear = Callable[[], AsyncGenerator[EventView, None]]
+OnEvent = Callable[[EventView], None]
+
+
+class Wait:
+    """One wait for one VM. `look` gives it as it is, or None while its request is queued; `hear` gives its events."""
+
+    def __init__(self, target: Target, *, look: Look, hear: Hear, on_event: OnEvent | None) -> None:
+        self._target = target
+        self._look = look
+        self._hear = hear
+        self._on_event = on_event
+        self._seen: VmView | None = None
+        self._heard: set[str] = set()
+        self._news = asyncio.Event()
+
+    async def outcome(self, timeout_s: float) -> VmView:
+        """The VM once it is there. Raises VmFailed, WaitTimedOut, and what looking or hearing raises."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                vm = await self._until_it_exists()
+                if self._on_event is None and reached(vm, self._target):
+                    return vm
+                listener = asyncio.create_task(self._listen(), name="leveret-wait")
+                try:
+                    return await self._until_it_is_there(listener)
+                finally:
+                    listener.cancel()
+                    await asyncio.gather(listener, return_exceptions=True)
+        except TimeoutError:
+            raise WaitTimedOut(self._seen, self._target, timeout_s) from None
+
+    async def _until_it_exists(self) -> VmView:
+        while True:
+            self._seen = await self._look()
+            if self._seen is not None:
+                return self._seen
+            await asyncio.sleep(_QUEUED_PAUSE_S)
+
+    async def _until_it_is_there(self, listener: "asyncio.Task[None]") -> VmView:
+        while True:
+            # What happens after this look is news, so no look is too early.
+            self._news.clear()
+            vm = await self._until_it_exists()
+            try:
+                if reached(vm, self._target):
+                    await self._hear_out(listener, LAST_WORD[self._target])
+                    return vm
+            except VmFailed:
+                await self._hear_out(listener, vm.state)
+                raise
+            await self._next_news(listener, _LOOK_S)
+
+    async def _listen(self) -> None:
+        async with aclosing(self._hear()) as events:
+            async for event in events:
+                self._heard.add(event.type)
+                if self._on_event is not None:
+                    self._on_event(event)
+                self._news.set()
+
+    async def _next_news(self, listener: "asyncio.Task[None]", within_s: float) -> None:
+        """Return with the next event, or after this time. Raises what ended the listening."""
+        news = asyncio.ensure_future(self._news.wait())
+        try:
+            await asyncio.wait({news, listener}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
+        if listener.done():
+            listener.result()
+
+    async def _hear_out(self, listener: "asyncio.Task[None]", last_word: str) -> None:
+        """Let who listens hear the end of the story too."""
+        if self._on_event is None:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORD_S):
+                while last_word not in self._heard:
+                    self._news.clear()
+                    await self._next_news(listener, _LAST_WORD_S)
