@@ -9,96 +9,22 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import LEVERET, WITHIN_S, Cli, eventually, frozen, installed, stopped
 
 pytestmark = pytest.mark.acceptance
-
-LEVERET = str(Path(sys.executable).with_name("leveret"))
-WITHIN_S = 60.0
-
-
-@dataclass(frozen=True)
-class Cli:
-    """The command with an installation of its own."""
-
-    root: Path
-    env: dict[str, str]
-
-    def __call__(self, *args: str, code: int = 0, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        done = subprocess.run(
-            [LEVERET, *args], env=self.env, input=stdin, capture_output=True, text=True, timeout=110, check=False
-        )
-        assert done.returncode == code, f"{args} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def json(self, *args: str) -> Any:
-        return json.loads(self(*args, "-o", "json").stdout)
-
-    def start(self, *args: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [LEVERET, *args], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def process(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = next(one for one in self.json("status") if one["name"] == name)
-        return found
 
 
 @pytest.fixture(scope="module")
 def cli() -> Iterator[Cli]:
-    """An installation with three simulated hosts, in a directory that the servers' accounts can reach."""
-    root = Path(tempfile.mkdtemp(prefix="leveret-cli-"))
-    root.chmod(0o755)
-    images = root / "images"
-    images.mkdir()
-    (images / "tiny-0.qcow2").touch()
-    (images / "tiny-0.qcow2.sha256").write_text("0" * 64 + "\n")
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(root / "home"),
-        "XDG_CONFIG_HOME": str(root / "config"),
-        "LEVERET_STATE_DIR": str(root / "state"),
-        "TERM": "xterm-256color",
-    }
-    made = Cli(root, env)
-    try:
-        made("up", "--fake-hosts", "3", "--images", str(images))
+    with installed() as made:
         yield made
-    finally:
-        made("down", "--purge")
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def eventually(look: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not look():
-        assert time.monotonic() < deadline, f"{what}: not within {WITHIN_S:.0f} s"
-        time.sleep(0.05)
-
-
-def stopped(cli: Cli) -> set[str]:
-    done = subprocess.run([LEVERET, "status", "-o", "json"], env=cli.env, capture_output=True, timeout=60, check=False)
-    return {one["name"] for one in json.loads(done.stdout) if one["state"] == "stopped"}
-
-
-@contextmanager
-def frozen(cli: Cli, name: str) -> Iterator[Callable[[], None]]:
-    """A process that does not move until it is told to."""
-    pid = cli.process(name)["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield lambda: os.kill(pid, signal.SIGCONT)
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -154,16 +80,32 @@ def test_status_shows_every_process_as_ready(cli: Cli) -> None:
     assert all(Path(one["log"]).exists() for one in found)
 
 
-def test_a_configuration_of_another_installation_is_kept(cli: Cli) -> None:
+def test_a_configuration_of_another_installation_is_kept_and_stays_in_use(cli: Cli) -> None:
     path = cli.root / "config/leveret/config.toml"
     ours = path.read_text()
     try:
         path.write_text('url = "https://elsewhere.test"\ntoken = "theirs"\n')
         told = cli("up").stderr
-        assert "theirs" in path.read_text()
-        assert f"LEVERET_CONFIG={cli.root}/state/client.toml" in told
+        assert "leveret context use local" in told
+        assert cli("context", "show", "--token").stdout == "theirs\n"
+        assert cli("--context", "local", "list").returncode == 0
+        cli("context", "use", "local")
+        assert "Another context" not in cli("up").stderr
     finally:
         path.write_text(ours)
+
+
+def test_doctor_finds_nothing_wrong_and_then_what_is_stopped(cli: Cli) -> None:
+    found = cli.json("doctor")
+    assert not [one for one in found if one["level"] == "fail"]
+    names = {one["name"] for one in found}
+    assert names >= {"tcp", "http", "clock", "broker", "postgres", "token", "hosts", "quota", "processes"}
+    os.kill(cli.process("api")["pid"], signal.SIGKILL)
+    eventually(lambda: "api" in stopped(cli), "the API is gone")
+    told = cli("doctor", code=5).stdout
+    assert re.search(r"^fail +tcp +127\.0\.0\.1 port \d+: Connection refused", told, re.MULTILINE)
+    assert re.search(r"^fail +processes +api is stopped\. -> `leveret up`", told, re.MULTILINE)
+    cli("up")
 
 
 def test_the_database_says_which_migrations_it_has(cli: Cli) -> None:
@@ -272,6 +214,8 @@ def test_a_list_can_be_read_by_people_and_programs(cli: Cli) -> None:
     cli("create", "listed", "--label", "kind=listed")
     assert re.search(r"^listed +running +10\.", cli("list").stdout, re.MULTILINE)
     assert [vm["name"] for vm in cli.json("list", "-l", "kind=listed")] == ["listed"]
+    assert [vm["name"] for vm in cli.json("list", "-l", "kind in (listed, other),!old")] == ["listed"]
+    assert "listed" not in cli("list", "-l", "kind!=listed", "-o", "name").stdout.split()
     assert cli("list", "-l", "kind=listed", "-o", "name").stdout == "listed\n"
     assert "name: listed\n" in cli("list", "-l", "kind=listed", "-o", "yaml").stdout
     assert cli.json("list", "-l", "kind=nothing") == []
@@ -331,6 +275,33 @@ def test_explain_says_that_nothing_is_wrong_or_what_is(cli: Cli) -> None:
     assert "Nothing is wrong" in cli("explain", "fine").stdout
 
 
+def test_explain_tells_of_a_refused_request_by_either_of_its_ids(cli: Cli) -> None:
+    told = cli("create", "refused", "--memory", "4T", code=5).stderr
+    request_id = re.search(r"request id: (\S+)", told)
+    assert request_id is not None
+
+    def refusals() -> list[dict[str, Any]]:
+        lines = cli("events", "-o", "json", "--after", "0").stdout.splitlines()
+        events = [json.loads(line) for line in lines]
+        return [one for one in events if one["type"] == "rejected" and one["data"]["request_id"] == request_id[1]]
+
+    eventually(lambda: bool(refusals()), "the refusal is in the log")
+    for known in (request_id[1], refusals()[0]["vm_id"]):
+        assert "(no_capacity)" in cli("explain", known).stdout
+    assert "rejected" in cli("events").stdout
+    assert (
+        "'01a20312-0000-7000-8000-000000000000'"
+        in cli("explain", "01a20312-0000-7000-8000-000000000000", code=3).stderr
+    )
+
+
+def test_a_dry_run_says_whether_and_makes_nothing(cli: Cli) -> None:
+    assert "would be accepted" in cli("create", "dry", "--dry-run").stderr
+    assert cli("create", "dry", "--dry-run", "-o", "json").stdout.startswith("{")
+    assert "(no_capacity)" in cli("create", "dry", "--dry-run", "--memory", "4T", code=5).stderr
+    cli("show", "dry", code=3)
+
+
 def test_hosts_images_and_versions(cli: Cli) -> None:
     assert len(cli.json("hosts")) == 3
     assert cli("images", "-o", "name").stdout == "tiny\n"
@@ -351,6 +322,102 @@ def test_the_verbs_wait_until_they_are_true(cli: Cli) -> None:
     assert not {"one", "two"} & {vm["name"] for vm in cli.json("list")}
 
 
+def test_wait_waits_for_several_and_its_exit_code_tells(cli: Cli) -> None:
+    cli("create", "first", "--no-wait")
+    cli("create", "second", "--no-wait")
+    told = cli("wait", "--for", "ready", "first", "second").stderr
+    assert {line.partition(" (")[0] for line in told.splitlines()} == {"first: ready", "second: ready"}
+    assert "first: running" in cli("wait", "--for", "running", "first", "nobody", code=3).stderr
+    cli("delete", "second")
+    assert cli("wait", "--for", "deleted", "second", "nobody").returncode == 0
+
+
+def test_a_vm_that_cannot_become_so_in_time_is_a_time_out(cli: Cli, frozen_hosts: Callable[[], None]) -> None:
+    cli("create", "slow", "--no-wait")
+    assert "not running after 1 s" in cli("wait", "--for", "running", "slow", "--timeout", "1", code=6).stderr
+    frozen_hosts()
+    cli("wait", "--for", "running", "slow")
+
+
+def test_a_vm_is_renamed_and_labelled(cli: Cli) -> None:
+    cli("create", "before", "--label", "old=1", "--no-wait")
+    cli("create", "other", "--no-wait")
+    vm_id = cli.json("show", "before")["id"]
+    cli("rename", "before", "after")
+    assert cli.json("show", "after")["id"] == vm_id
+    assert "(name_taken)" in cli("rename", "after", "other", code=4).stderr
+    cli("label", "after", "other", "tier=front", "old-")
+    assert cli.json("show", "after")["labels"] == {"tier": "front"}
+    assert cli.json("show", "other")["labels"] == {"tier": "front"}
+    cli("label", "after", "tier-")
+    assert cli.json("show", "after")["labels"] == {}
+
+
+FLEET = """\
+name: fleet-1
+image: {name: tiny}
+labels: {fleet: "1"}
+---
+- {name: fleet-2, image: {name: tiny}, labels: {fleet: "1"}, running: false}
+- {name: fleet-3, image: {name: tiny}, labels: {fleet: "1"}, vcpus: 2}
+"""
+
+
+def applied(cli: Cli, text: str, *args: str, code: int = 0) -> dict[str, str]:
+    done = cli("apply", "-f", "-", *args, "-o", "json", stdin=text, code=code)
+    return {one["name"]: one["result"] for one in json.loads(done.stdout)}
+
+
+def test_apply_makes_vms_what_a_file_says(cli: Cli) -> None:
+    names = {"fleet-1", "fleet-2", "fleet-3"}
+    assert applied(cli, FLEET, "--dry-run") == dict.fromkeys(names, "would be created")
+    assert "fleet-1" not in cli("list", "-o", "name").stdout
+    assert applied(cli, FLEET) == dict.fromkeys(names, "created")
+    assert [cli.json("show", f"fleet-{n}")["state"] for n in (1, 2, 3)] == ["running", "stopped", "running"]
+    assert applied(cli, FLEET) == dict.fromkeys(names, "unchanged")
+    other = FLEET.replace("running: false", "running: true").replace('fleet: "1"}\n---', "fleet: two}\n---")
+    assert applied(cli, other) == {"fleet-1": "changed", "fleet-2": "changed", "fleet-3": "unchanged"}
+    assert cli.json("show", "fleet-1")["labels"] == {"fleet": "two"}
+    assert cli.json("show", "fleet-2")["state"] == "running"
+    done = cli("apply", "-f", "-", stdin=other.replace("vcpus: 2", "vcpus: 3"), code=4)
+    assert "fleet-3: vcpus is 2 and cannot become 3" in done.stderr
+    one = "{name: fleet-1, image: {name: tiny}}"
+    assert "nobody" in cli("apply", "-f", "-", "--prune", "-l", "fleet", stdin=one, code=2).stderr
+    assert applied(cli, one, "--prune", "-l", "fleet", "--yes") == {
+        "fleet-1": "unchanged",
+        "fleet-2": "deleted",
+        "fleet-3": "deleted",
+    }
+    assert cli("list", "-l", "fleet", "-o", "name").stdout == "fleet-1\n"
+
+
+def test_apply_says_what_failed_and_does_the_rest(cli: Cli) -> None:
+    text = "- {name: good, image: {name: tiny}}\n- {name: bad, image: {name: nothing}}\n"
+    assert applied(cli, text, code=2) == {"good": "created", "bad": "failed"}
+
+
+def test_following_survives_a_restart_of_the_api_and_says_how_to_resume(cli: Cli) -> None:
+    following = cli.start("events", "-f", "--after", "0", "-o", "json")
+    try:
+        assert following.stdout is not None
+        seen = [json.loads(following.stdout.readline())["seq"]]
+        os.kill(cli.process("api")["pid"], signal.SIGKILL)
+        cli("up")
+        cli("create", "afterwards")
+        while True:
+            event = json.loads(following.stdout.readline())
+            seen.append(event["seq"])
+            if (event["vm_name"], event["type"]) == ("afterwards", "guest_ready"):
+                break
+        assert seen == list(range(1, len(seen) + 1))
+    finally:
+        following.send_signal(signal.SIGINT)
+        _, told = following.communicate(timeout=30)
+    assert following.returncode == 130
+    assert "leveret events -f --after " in told
+    assert "Traceback" not in told
+
+
 def test_one_that_is_not_there_does_not_keep_the_others(cli: Cli) -> None:
     cli("create", "there", "--no-wait")
     assert "'gone'" in cli("delete", "gone", "there", "--wait", code=3).stderr
@@ -360,6 +427,33 @@ def test_one_that_is_not_there_does_not_keep_the_others(cli: Cli) -> None:
 def test_a_running_vm_cannot_be_tried_again(cli: Cli) -> None:
     cli("create", "healthy")
     assert "(state_conflict)" in cli("retry", "healthy", code=4).stderr
+
+
+# Completing
+
+
+def completions(cli: Cli, *words: str) -> list[str]:
+    """What bash is offered for the last word."""
+    env = cli.env | {
+        "_LEVERET_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["leveret", *words]),
+        "COMP_CWORD": str(len(words)),
+    }
+    done = subprocess.run([LEVERET], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_vms_images_hosts_projects_and_contexts(cli: Cli) -> None:
+    cli("create", "completed", "--no-wait")
+    assert completions(cli, "expl") == ["explain"]
+    assert completions(cli, "show", "complet") == ["completed"]
+    assert completions(cli, "create", "--image", "ti") == ["tiny"]
+    assert completions(cli, "list", "--host", cli.json("hosts")[0]["name"]) == [cli.json("hosts")[0]["name"]]
+    assert completions(cli, "project", "show", "def") == ["default"]
+    assert completions(cli, "context", "use", "lo") == ["local"]
+    assert completions(cli, "--context", "local", "show", "complet") == ["completed"]
+    assert completions(cli, "--context", "nowhere", "show", "complet") == []
 
 
 # Reaching
@@ -373,7 +467,7 @@ def test_nobody_at_the_address_is_unreachable(cli: Cli) -> None:
 
 def test_a_wrong_token_is_refused_with_a_hint(cli: Cli) -> None:
     (cli.root / "token").write_text("lv_wrong")
-    told = cli("--token-file", str(cli.root / "token"), "list", code=1).stderr
+    told = cli("--token-file", str(cli.root / "token"), "list", code=2).stderr
     assert "(unauthenticated)" in told
     assert "Traceback" not in told
     assert "lv_wrong" not in told
@@ -414,6 +508,25 @@ def test_a_narrow_terminal_gets_whole_lines_of_what_matters(cli: Cli) -> None:
     lines = on_a_terminal(cli, "list", columns=40, NO_COLOR="1").splitlines()
     assert lines[0].split()[:2] == ["NAME", "STATE"]
     assert all(len(line) <= 40 for line in lines)
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_no_line_is_longer_than_the_terminal(cli: Cli, columns: int) -> None:
+    cli("create", f"wide-{columns}", "--label", "a=b", "--no-wait")
+    for args in (("list",), ("doctor",), ("create", "--memory", "4T")):
+        shown = on_a_terminal(cli, *args, columns=columns, NO_COLOR="1", TERM="dumb")
+        assert "\x1b" not in shown, args
+        # A path is not cut: it is there to be copied.
+        long = [line for line in shown.splitlines() if len(line) > columns and "/" not in line]
+        assert not long, (args, long)
+
+
+def test_only_colours_that_can_be_read_on_any_ground_are_used(cli: Cli) -> None:
+    cli("create", "seen", "--no-wait")
+    for args in (("list",), ("doctor",), ("events",), ("timeline", "seen")):
+        shown = on_a_terminal(cli, *args, columns=120)
+        codes = {code for found in re.findall(r"\x1b\[([\d;]*)m", shown) for code in found.split(";")}
+        assert codes <= {"0", "1", "2", "31", "32", "35"}, args
 
 
 # The end: it has the installation to itself no longer

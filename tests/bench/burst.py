@@ -89,7 +89,7 @@ def meters(layout: Layout) -> dict[str, Callable[[], float]]:
 async def watch(client: Leveret, after: int, count: int, seen: dict[UUID, float]) -> None:
     """Note when each VM is heard to run."""
     async for event in client.events(after=after, follow=True):
-        if event.type == "running":
+        if event.type == "running" and event.vm_id is not None:
             seen[event.vm_id] = time.monotonic()
             if len(seen) == count:
                 return
