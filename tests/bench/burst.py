@@ -7,7 +7,6 @@ the asking client included, so the CPU figures matter more than the wall times.
 import argparse
 import asyncio
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -16,12 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 import asyncpg
+import page
 import psutil
 from invariants import violations
 
@@ -34,8 +33,6 @@ from leveret.stack.rabbitmq import Rabbit
 from leveret.stack.services import Runner
 from leveret.stack.up import local_database_url, up
 
-ROOT = Path(__file__).resolve().parents[2]
-BEGIN, END = "<!-- burst: begin -->", "<!-- burst: end -->"
 IN_FLIGHT = 100
 
 
@@ -131,8 +128,7 @@ def table(hosts: int, conductors: int, busy: Burst, idle: Burst) -> str:
     total = sum(busy.cpu_s.values())
     rows = [
         f"{busy.vms} VMs on {hosts} simulated hosts, {conductors} conductor(s), {IN_FLIGHT} requests in flight;",
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()},"
-        f" {datetime.now(UTC):%Y-%m-%d}.",
+        page.machine(),
         "",
         "| figure | burst | one at a time |",
         "|---|---:|---:|",
@@ -170,14 +166,6 @@ async def measure(layout: Layout, url: str, token: str, arguments: argparse.Name
     return table(arguments.hosts, arguments.conductors, busy, idle)
 
 
-def write(text: str) -> None:
-    """Put the table into docs/benchmarks.md, between its marks."""
-    page = ROOT / "docs" / "benchmarks.md"
-    old = page.read_text()
-    head, rest = old.split(BEGIN)
-    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vms", type=int, default=1000)
@@ -195,7 +183,7 @@ def main() -> None:
         text = asyncio.run(measure(layout, summary.url, summary.token, arguments))
         print(text)
         if arguments.write:
-            write(text)
+            page.write("burst", text)
     finally:
         runner = Runner(layout.services)
         runner.stop(runner.known(), lambda name: None)

@@ -13,9 +13,11 @@ from conductor_world import World, conducting
 from invariants import violations
 from peers import Asker, Host, eventually, tiny, up
 
+from leveret.api.last_use import LastUse
 from leveret.conductor.creating import create
 from leveret.conductor.request import Request
 from leveret.shared import topology
+from leveret.shared.bus import Link, Publisher
 from leveret.shared.documents import (
     CreateProject,
     CreateVm,
@@ -546,6 +548,27 @@ async def test_the_use_of_tokens_is_noted_and_never_goes_back(world: World) -> N
         used = await world.db.fetchval("SELECT extract(epoch FROM last_used_at)::float8 FROM tokens")
         assert used == 2_000.0 if at < 1e12 else used > 1e9
     assert await world.db.fetchval("SELECT last_used_at <= now() FROM tokens")
+
+
+async def test_the_api_tells_which_tokens_were_used(world: World) -> None:
+    token = NewToken(token_id=uuid.uuid4(), name="ci", hash="ab" * 32)
+    await world.gateway.order(token)
+    link, publisher = Link(world.rabbit.url_of("leveret-api"), "test-api"), Publisher("leveret-api")
+    link.add(publisher)
+    link.start()
+    try:
+        assert await link.wait_up(20)
+        last_use = LastUse(publisher, link)
+        last_use.note(token.token_id)
+        await last_use.tell_once()
+
+        async def noted() -> bool:
+            return await world.db.fetchval("SELECT last_used_at FROM tokens") is not None
+
+        await eventually(noted)
+    finally:
+        await link.stop()
+    assert await dead(world) == []
 
 
 async def test_a_token_of_a_project_that_is_not_there_is_refused(world: World, gateway_orders: list[Any]) -> None:

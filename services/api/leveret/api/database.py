@@ -47,7 +47,6 @@ AWAY = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
     asyncpg.UndefinedFunctionError,
-    asyncpg.InsufficientPrivilegeError,
     asyncpg.InternalClientError,
 )
 

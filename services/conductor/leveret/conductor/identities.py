@@ -8,6 +8,7 @@ from leveret.conductor.database import Pool, statement
 from leveret.conductor.store import projects
 from leveret.shared.bus import Delivery
 from leveret.shared.errors import Code, LeveretError, fail
+from leveret.shared.messages import ADMINISTRATION
 
 #: A broker user that was removed speaks for nobody after this time, in seconds.
 KEEP_S = 2.0
@@ -49,8 +50,8 @@ class Identities:
         if not user:
             return fail(Code.UNAUTHENTICATED, "The property user_id is required; the broker checks it.")
         if user in self._gateways:
-            project = delivery.header("project")
-            if not project:
+            project = delivery.header("project") or ""
+            if not project and delivery.type not in ADMINISTRATION:
                 return fail(Code.INVALID_REQUEST, "A gateway must name the project in the header project.")
             return Sender(project, delivery.header("actor") or user, is_gateway=True)
         known = self._known[user][1]
