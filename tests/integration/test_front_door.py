@@ -34,6 +34,8 @@ from leveret.shared.errors import Code
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import Observed, State
 from leveret.shared.messages import (
+    REQUESTS,
+    TYPE_OF,
     Capacity,
     EndAmqpUser,
     EndToken,
@@ -47,6 +49,7 @@ from leveret.shared.messages import (
 pytestmark = pytest.mark.integration
 
 VERBS = [DeleteVm(), StartVm(), StopVm(), RebootVm(), RetryVm(), UpdateVm(labels={"a": "b"})]
+assert {type(verb) for verb in VERBS} | {CreateVm} == set(REQUESTS.values()), "every operation is asked below"
 
 
 def code_of(verdict: Verdict) -> str:
@@ -74,6 +77,11 @@ async def clients(world: World) -> AsyncIterator[dict[str, Asker]]:
 
 async def quota(world: World, **limits: int) -> None:
     assert (await world.gateway.order(UpdateQuota.model_validate(limits))).accepted
+
+
+async def wished(world: World, vm_id: uuid.UUID) -> dict[str, Any]:
+    """The row without what the sweeper notes when it repeats a command."""
+    return {name: value for name, value in dict(await world.row(vm_id)).items() if name != "sent_at"}
 
 
 async def dead(world: World) -> list[dict[str, Any]]:
@@ -116,13 +124,42 @@ async def test_another_projects_vm_is_not_there_for_a_client(world: World, clien
     vm_id = new_id()
     async with world.hosts(Host(world.rabbit)):
         assert (await clients["ada"].ask(vm_id, tiny("web"))).accepted
-        before = dict(await world.row(vm_id))
+        before = await wished(world, vm_id)
         for verb in VERBS:
             assert code_of(await clients["otto"].ask(vm_id, verb)) == Code.VM_NOT_FOUND
         assert code_of(await clients["otto"].ask(vm_id, tiny("web"))) == Code.ID_CONFLICT
-        assert dict(await world.row(vm_id)) == before
+        assert await wished(world, vm_id) == before
         told = [entry for entry in await world.events("other") if entry["vm_name"] or entry["state"]]
         assert told == []
+
+
+async def test_nobody_but_its_members_may_ask_anything_of_a_project(world: World, clients: dict[str, Asker]) -> None:
+    """Every operation by everybody else: no sender, a reader, and a broker user that has lost its project."""
+    vm_id = new_id()
+    async with world.hosts(Host(world.rabbit)):
+        assert (await clients["ada"].ask(vm_id, tiny("web"))).accepted
+        assert (await world.gateway.order(EndAmqpUser(user="otto"), project="other")).accepted
+        before = await wished(world, vm_id)
+
+        async def is_nobody() -> bool:
+            return code_of(await clients["otto"].ask(vm_id, StartVm())) == Code.FORBIDDEN
+
+        await eventually(is_nobody, within_s=5)
+        for verb in [*VERBS, tiny("web")]:
+            assert code_of(await clients["otto"].ask(vm_id, verb)) == Code.FORBIDDEN
+            kind, headers = TYPE_OF[type(verb)], {"vm_id": str(vm_id)}
+            await publish(world, "ada", encode(verb), type=kind, headers=headers, user_id=None)
+            with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
+                await publish(world, "rex", encode(verb), type=kind, headers=headers)
+        letters: list[dict[str, Any]] = []
+
+        async def buried() -> bool:
+            letters.extend(await dead(world))
+            return [letter["dead_code"] for letter in letters].count(Code.UNAUTHENTICATED) == len(REQUESTS)
+
+        await eventually(buried)
+        assert await wished(world, vm_id) == before
+    assert [fact["type"] for fact in await world.events("other")] == ["amqp_user.removed"]
 
 
 async def test_a_client_that_names_another_project_is_refused(world: World, clients: dict[str, Asker]) -> None:
