@@ -1,13 +1,12 @@
 """Who gets to see or change what: every address of the API, asked by everybody.
 
-Two projects, blue and red. Whoever is not of blue learns nothing about it: neither what it has, nor that it has it.
+Two projects, north and south. Whoever is not of north learns nothing about it: neither what it has, nor that it has it.
 """
 
 import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -25,13 +24,13 @@ pytestmark = pytest.mark.acceptance
 
 STRANGERS = ("none", "unknown", "expired", "revoked")
 PROTECTED = [route for route in ROUTES if route.needs_token]
-#: Words that stand in blue's things and nowhere else.
+#: Words that stand in the things of north and nowhere else.
 MARKS = ("bluewhale", "bluebell", "bluebird", "blueberry")
 
 
 @dataclass
 class Scene:
-    """Blue's things, and a token for everybody who may come."""
+    """The things of north, and a token for everybody who may come."""
 
     url: str
     house: Installation
@@ -40,9 +39,9 @@ class Scene:
     tokens: dict[str, str]
 
     def address(self, route: Route) -> str:
-        """The route with blue's own things in it, and for lists no page that would be too long to read."""
+        """The route with north's own things in it, and for lists no page that would be too long to read."""
         return route.path.format(
-            vm_id=self.vm_id, project="blue", token_id=self.token_id, user="bluebird", host="fake-1"
+            vm_id=self.vm_id, project="north", token_id=self.token_id, user="bluebird", host="fake-1"
         )
 
     async def ask(self, route: Route, who: str) -> httpx2.Response:
@@ -53,8 +52,8 @@ class Scene:
         async with httpx2.AsyncClient(base_url=self.url, timeout=20, verify=False) as client:
             return await client.request(route.method, self.address(route), headers=headers, content=body)
 
-    async def blue(self) -> dict[str, list[Any]]:
-        """All that the database knows about blue."""
+    async def of_north(self) -> dict[str, list[Any]]:
+        """All that the database knows about north."""
         tables = {
             "vms": "id, name, labels, desired, generation, restarts, state, recent_requests",
             "tokens": "id, name, role, revoked_at, expires_at",
@@ -63,10 +62,10 @@ class Scene:
             "rejections": "vm_id, problem",
         }
         found = {
-            table: await self.house.query(f"SELECT {columns} FROM {table} WHERE project_id = 'blue' ORDER BY 1")
+            table: await self.house.query(f"SELECT {columns} FROM {table} WHERE project_id = 'north' ORDER BY 1")
             for table, columns in tables.items()
         }
-        found["projects"] = await self.house.query("SELECT deleted_at FROM projects WHERE id = 'blue'")
+        found["projects"] = await self.house.query("SELECT deleted_at FROM projects WHERE id = 'north'")
         return {table: [tuple(row) for row in rows] for table, rows in found.items()}
 
 
@@ -89,22 +88,22 @@ def scene(house: Installation) -> Iterator[Scene]:
 
 async def _set(house: Installation) -> Scene:
     vm_id, tokens = new_id(), {"unknown": "lv_" + "x" * 43}
-    past = datetime.now(UTC) - timedelta(seconds=1)
     async with house.client() as admin:
-        for project in ("blue", "red"):
+        for project in ("north", "south"):
             await admin.create_project(project)
-        kept = await admin.create_token("blue", CreateToken(name="bluebell", role="member"))
-        ended = await admin.create_token("blue", CreateToken(name="gone"))
+        kept = await admin.create_token("north", CreateToken(name="bluebell", role="member"))
+        ended = await admin.create_token("north", CreateToken(name="gone"))
         tokens |= {"own": kept.token, "revoked": ended.token}
         for who, project, token in (
-            ("reader", "blue", CreateToken(name="looks", role="reader")),
-            ("expired", "blue", CreateToken(name="old", expires_at=past)),
-            ("other", "red", CreateToken(name="neighbour")),
-            ("other reader", "red", CreateToken(name="spy", role="reader")),
+            ("reader", "north", CreateToken(name="looks", role="reader")),
+            ("expired", "north", CreateToken(name="old")),
+            ("other", "south", CreateToken(name="neighbour")),
+            ("other reader", "south", CreateToken(name="spy", role="reader")),
         ):
             tokens[who] = (await admin.create_token(project, token)).token
-        await admin.revoke_token("blue", ended.id)
-        await admin.add_amqp_user("blue", "bluebird")
+        await admin.revoke_token("north", ended.id)
+        await house.query("UPDATE tokens SET expires_at = now() - interval '1 s' WHERE name = 'old'")
+        await admin.add_amqp_user("north", "bluebird")
     async with Leveret(house.url, tokens["own"]) as owner:
         await owner.create(tiny("bluewhale", labels={"team": "blueberry"}), vm_id=vm_id, wait="running")
     return Scene(house.url, house, vm_id, kept.id, tokens)
@@ -121,47 +120,47 @@ def named(route: Route) -> str:
     return route.operation
 
 
-def is_about_blue(route: Route) -> bool:
+def is_about_north(route: Route) -> bool:
     return "{vm_id}" in route.path or "{project}" in route.path
 
 
 @pytest.mark.parametrize("who", STRANGERS)
 async def test_without_a_good_token_nothing_is_told_or_changed(scene: Scene, who: str) -> None:
-    before = await scene.blue()
+    before = await scene.of_north()
     for route in PROTECTED:
         answer = await scene.ask(route, who)
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated"), named(route)
         assert not any(mark in answer.text for mark in MARKS), named(route)
-    assert await scene.blue() == before
+    assert await scene.of_north() == before
 
 
 @pytest.mark.parametrize("who", ["other", "other reader"])
 async def test_another_project_learns_and_changes_nothing(scene: Scene, who: str) -> None:
-    before = await scene.blue()
+    before = await scene.of_north()
     for route in PROTECTED:
         if route.operation == "createVm" and who == "other":
             continue  # see below
         answer = await scene.ask(route, who)
         told = answer.text + str(dict(answer.headers))
         assert not any(mark in told for mark in MARKS), f"{named(route)}: {told}"
-        if is_about_blue(route):
+        if is_about_north(route):
             forbidden = {403} if who == "other reader" and "{vm_id}" in route.path and route.method != "GET" else {404}
             assert answer.status_code in forbidden, f"{named(route)}: {answer.status_code} {answer.text}"
-    assert await scene.blue() == before
+    assert await scene.of_north() == before
 
 
 async def test_an_id_of_another_project_is_only_known_to_be_taken(scene: Scene) -> None:
     """An id is anybody's to choose, and means one VM in the whole installation."""
-    before = await scene.blue()
+    before = await scene.of_north()
     create = next(route for route in ROUTES if route.operation == "createVm")
     answer = await scene.ask(create, "other")
     assert (answer.status_code, answer.json()["code"]) == (409, "id_conflict")
-    assert "blue" not in answer.text
-    assert await scene.blue() == before
+    assert "north" not in answer.text
+    assert await scene.of_north() == before
 
 
 async def test_a_reader_sees_everything_and_changes_nothing(scene: Scene) -> None:
-    before = await scene.blue()
+    before = await scene.of_north()
     for route in PROTECTED:
         answer = await scene.ask(route, "reader")
         looks = route.method == "GET" and route.tag != "projects" and not route.path.startswith("/v1/hosts")
@@ -169,11 +168,11 @@ async def test_a_reader_sees_everything_and_changes_nothing(scene: Scene) -> Non
             assert answer.status_code == 200, f"{named(route)}: {answer.status_code} {answer.text}"
         else:
             assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), f"{named(route)}: {answer.text}"
-    assert await scene.blue() == before
+    assert await scene.of_north() == before
 
 
 async def test_a_member_does_what_it_likes_with_vms_and_does_not_administer(scene: Scene) -> None:
-    before = await scene.blue()
+    before = await scene.of_north()
     for route in PROTECTED:
         if route.tag != "projects" and not route.path.startswith("/v1/hosts"):
             continue
@@ -182,7 +181,7 @@ async def test_a_member_does_what_it_likes_with_vms_and_does_not_administer(scen
             assert answer.status_code == 200, f"{named(route)}: {answer.text}"
         else:
             assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), f"{named(route)}: {answer.text}"
-    assert await scene.blue() == before
+    assert await scene.of_north() == before
     for route in PROTECTED:
         if route.tag in {"vms", "events"} and route.operation not in {"deleteVm", "createVm", "retryVm"}:
             answer = await scene.ask(route, "own")
@@ -193,11 +192,11 @@ async def test_a_member_does_what_it_likes_with_vms_and_does_not_administer(scen
 
 async def test_a_token_that_is_revoked_works_nowhere_five_seconds_later(scene: Scene) -> None:
     async with scene.house.client() as admin:
-        token = await admin.create_token("blue", CreateToken(name="short-lived"))
+        token = await admin.create_token("north", CreateToken(name="short-lived"))
         scene.tokens["short"] = token.token
         get = next(route for route in ROUTES if route.operation == "getVm")
         assert (await scene.ask(get, "short")).status_code == 200
-        await admin.revoke_token("blue", token.id)
+        await admin.revoke_token("north", token.id)
 
         async def refused() -> bool:
             return (await scene.ask(get, "short")).status_code == 401

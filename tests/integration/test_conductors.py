@@ -12,6 +12,7 @@ from peers import Gateway, Host, eventually, tiny, up
 from leveret.conductor.app import Conductor
 from leveret.conductor.database import open_pool
 from leveret.conductor.settings import ConductorSettings
+from leveret.shared.documents import DeleteVm
 from leveret.shared.errors import Code
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import Observed
@@ -121,3 +122,25 @@ async def test_when_postgres_crashes_under_load_everything_waits_and_goes_on(
         await connection.close()
         for conductor in three:
             assert all(consumer.is_consuming for consumer in conductor.consumers)
+
+
+async def test_a_delete_that_meets_its_create_at_another_conductor_wins_or_comes_after(
+    three: list[Conductor], broker: Rabbit, database: str
+) -> None:
+    """There is no row yet that either could lock: never is both true, that it was deleted before and lives."""
+    size = Capacity(vcpus=500, memory_mib=500_000, disk_gib=500)
+    gateway, host = Gateway(broker), Host(broker, size=size)
+    async with up(gateway, host):
+        await register(database, host)
+        ids = [new_id() for _ in range(150)]
+        asked = [gateway.ask(vm_id, verb, wait_s=60) for vm_id in ids for verb in (DeleteVm(), tiny())]
+        verdicts = await asyncio.gather(*asked)
+        connection = await asyncpg.connect(database)
+        rows = await connection.fetch(
+            "SELECT v.id FROM vms v JOIN tombstones t ON t.vm_id = v.id AND t.project_id = v.project_id"
+        )
+        assert rows == []
+        made = {row["id"] for row in await connection.fetch("SELECT id FROM vms")}
+        told = {vm_id for vm_id, verdict in zip(ids, verdicts[1::2], strict=True) if verdict.accepted}
+        assert made == told
+        await connection.close()

@@ -1,6 +1,7 @@
 """The conductor's side of the front door: who may ask for what, how much of it, and how often."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -11,11 +12,12 @@ import asyncpg
 import pytest
 from conductor_world import World, conducting
 from invariants import violations
-from peers import Asker, Host, eventually, tiny, up
+from peers import Asker, Gateway, Host, eventually, tiny, up
 
 from leveret.api.last_use import LastUse
 from leveret.conductor.creating import create
 from leveret.conductor.request import Request
+from leveret.conductor.store import projects
 from leveret.shared import topology
 from leveret.shared.bus import Link, Publisher
 from leveret.shared.documents import (
@@ -45,6 +47,7 @@ from leveret.shared.messages import (
     Verdict,
     encode,
 )
+from leveret.stack.rabbitmq import Rabbit
 
 pytestmark = pytest.mark.integration
 
@@ -284,6 +287,78 @@ async def test_an_address_made_up_to_hurt_who_answers_hurts_only_its_maker(
         ).problem is not None
 
 
+@pytest.mark.parametrize(
+    "header", [{"dry_run": {"a": 1}}, {"dry_run": [1]}, {"if_match": ["1"]}, {"vm_id": {"a": "b"}}, {"request_id": [1]}]
+)
+async def test_a_header_of_any_shape_is_refused_and_holds_up_nobody(
+    world: World, clients: dict[str, Asker], header: dict[str, Any]
+) -> None:
+    async with world.hosts(Host(world.rabbit)):
+        odd = clients["ada"].ask_with(tiny(), {"vm_id": str(new_id()), "request_id": "odd"} | header)
+        verdicts = await asyncio.gather(odd, *(world.gateway.ask(new_id(), tiny()) for _ in range(5)))
+    assert code_of(verdicts[0]) == Code.INVALID_REQUEST
+    assert all(verdict.accepted for verdict in verdicts[1:])
+
+
+@pytest.mark.parametrize("name", ["\x00", "x" * 100_000, "\x1b[31m", "\ud83d"])
+async def test_a_field_name_that_cannot_be_stored_is_told_all_the_same(
+    world: World, clients: dict[str, Asker], name: str
+) -> None:
+    body = json.dumps({"image": {"name": "tiny"}, name: 1}).encode()
+    await publish(world, "ada", body, type="vm.create.v1", headers={"vm_id": str(new_id())})
+    [fact] = await eventually(world.events)
+    assert fact["data"]["problem"]["code"] == Code.INVALID_REQUEST
+    assert len(json.dumps(fact["data"])) < 2000
+
+
+async def test_a_redelivery_count_that_the_sender_made_up_is_not_believed(
+    world: World, clients: dict[str, Asker]
+) -> None:
+    verdict = await clients["ada"].ask(new_id(), DeleteVm(), **{"x-delivery-count": 5000})
+    assert code_of(verdict) == Code.VM_NOT_FOUND
+
+
+async def test_a_request_id_may_be_used_for_something_else(world: World) -> None:
+    vm_id = new_id()
+    async with world.hosts(Host(world.rabbit)):
+        assert (await world.gateway.ask(vm_id, tiny(), request_id="1")).accepted
+        for verb in (StopVm(), StopVm(grace_s=0)):
+            assert (await world.gateway.ask(vm_id, verb, request_id="1")).accepted
+        row = await world.row(vm_id)
+    assert (row["desired"], row["grace_s"], row["generation"]) == ("stopped", 0, 3)
+
+
+async def test_the_revision_that_a_refusal_tells_is_the_one_to_use(world: World) -> None:
+    vm_id = new_id()
+    async with world.hosts(Host(world.rabbit)):
+        await world.gateway.ask(vm_id, tiny())
+        for _ in range(3):
+            stale = await world.gateway.ask(vm_id, UpdateVm(labels={"a": "b"}), if_match="1.1")
+            assert code_of(stale) == Code.PRECONDITION_FAILED
+        assert stale.problem is not None
+        fresh = await world.gateway.ask(vm_id, UpdateVm(labels={"a": "b"}), if_match=stale.problem.details["revision"])
+        assert fresh.accepted
+
+
+async def test_an_id_that_one_project_was_refused_is_free_for_another(world: World) -> None:
+    vm_id = new_id()
+    for project in ("default", "other"):
+        for _ in range(2):
+            verdict = await world.gateway.ask(vm_id, tiny(), project=project, request_id=project)
+            assert code_of(verdict) == Code.NO_CAPACITY
+    assert len(await world.events("default")) == len(await world.events("other")) == 1
+    async with world.hosts(Host(world.rabbit)):
+        assert (await world.gateway.ask(vm_id, tiny(), project="other", request_id="again")).accepted
+    assert [row["project_id"] for row in await world.db.fetch("SELECT project_id FROM rejections")] == ["default"]
+
+
+async def test_a_name_is_not_taken_by_a_vm_that_is_not_made(world: World) -> None:
+    large = tiny("web").model_copy(update={"vcpus": 200})
+    async with world.hosts(Host(world.rabbit)):
+        verdicts = await asyncio.gather(world.gateway.ask(new_id(), large), world.gateway.ask(new_id(), tiny("web")))
+    assert [verdict.accepted for verdict in verdicts] == [False, True]
+
+
 # How much
 
 
@@ -335,6 +410,17 @@ async def test_who_finds_no_host_uses_no_quota(world: World) -> None:
     assert code_of(verdicts[0]) == Code.NO_CAPACITY
 
 
+async def test_a_counter_that_is_wrong_keeps_no_vm_from_going(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny())
+        await world.db.execute("UPDATE quotas SET vms_used = 0, memory_mib_used = 5")
+        await world.gateway.ask(vm_id, DeleteVm())
+        command = await host.command(vm_id, lambda command: command.wanted == "absent")
+        await host.say(host.seen(command, Observed.ABSENT))
+        await world.until(vm_id, State.DELETED)
+
+
 # How often
 
 
@@ -366,6 +452,45 @@ async def test_who_asks_too_often_and_cannot_be_answered_leaves_no_trace_in_the_
         letters += await eventually(lambda: dead(world))
     assert {letter["dead_code"] for letter in letters} >= {Code.RATE_LIMITED}
     assert len([fact for fact in await world.events() if fact["type"] == "rejected"]) < 3
+
+
+async def test_a_create_that_came_too_soon_is_explained_and_may_come_again(world: World) -> None:
+    await quota(world, request_burst=1, requests_per_s=1)
+    async with world.hosts(Host(world.rabbit)):
+        ids = [new_id() for _ in range(3)]
+        verdicts = await asyncio.gather(*(world.gateway.ask(vm_id, tiny(), request_id="mine") for vm_id in ids))
+        late = next(vm_id for vm_id, verdict in zip(ids, verdicts, strict=True) if not verdict.accepted)
+        kept = await world.db.fetchval("SELECT problem->>'code' FROM rejections WHERE vm_id = $1", late)
+        assert kept == Code.RATE_LIMITED
+        await quota(world, request_burst=100, requests_per_s=1000)
+
+        async def accepted() -> bool:
+            return (await world.gateway.ask(late, tiny(), request_id="mine")).accepted
+
+        await eventually(accepted)
+
+
+async def test_what_waited_while_nobody_worked_is_not_too_often(broker: Rabbit, database: str) -> None:
+    """An hour's requests come at once when the conductors are back, and their senders did nothing wrong."""
+    gateway = Gateway(broker)
+    async with up(gateway):
+        asking = [asyncio.create_task(gateway.ask(new_id(), DeleteVm(), wait_s=30)) for _ in range(40)]
+        connection = await asyncpg.connect(database)
+        await connection.execute("UPDATE quotas SET request_burst = 1, requests_per_s = 1")
+        await connection.close()
+
+        async def queued() -> bool:
+            probe = await aio_pika.connect(broker.url)
+            async with probe:
+                queue = await (await probe.channel()).declare_queue(topology.REQUESTS_QUEUE.name, passive=True)
+                return queue.declaration_result.message_count == 40
+
+        await eventually(queued)
+        async with conducting(broker, database):
+            verdicts = await asyncio.gather(*asking)
+            assert {code_of(verdict) for verdict in verdicts} == {Code.VM_NOT_FOUND}
+            more = await asyncio.gather(*(gateway.ask(new_id(), DeleteVm()) for _ in range(10)))
+            assert Code.RATE_LIMITED in {code_of(verdict) for verdict in more}
 
 
 async def test_administration_goes_on_while_its_project_asks_too_often(world: World) -> None:
@@ -577,6 +702,60 @@ async def test_names_of_tokens_and_broker_users_belong_to_one(world: World) -> N
     assert code_of(await world.gateway.order(EndAmqpUser(user="ada"), project="other")) == Code.AMQP_USER_NOT_FOUND
 
 
+async def test_an_order_that_comes_again_is_answered_and_not_done_again(world: World) -> None:
+    async def order(message: Any, request_id: str) -> Verdict:
+        return await world.gateway.ask_with(message, {"project": "default", "actor": "a", "request_id": request_id})
+
+    assert (await order(NewAmqpUser(user="ada"), "one")).accepted
+    assert (await order(EndAmqpUser(user="ada"), "two")).accepted
+    assert (await order(EndAmqpUser(user="ada"), "two")).accepted, "it was done, and is not found missing"
+    assert (await order(NewAmqpUser(user="ada"), "one")).accepted
+    assert await world.db.fetchval("SELECT count(*) FROM amqp_users") == 0
+    assert code_of(await order(EndAmqpUser(user="ada"), "three")) == Code.AMQP_USER_NOT_FOUND
+    assert code_of(await order(EndAmqpUser(user="ada"), "three")) == Code.AMQP_USER_NOT_FOUND
+    assert len(await world.events()) == 2
+
+
+async def test_nothing_gets_into_a_project_while_it_closes(world: World, database: str) -> None:
+    """Who waits for the project's row finds it closed."""
+    await world.gateway.order(CreateProject(), project="blue")
+    closing = await asyncpg.connect(database)
+    async with world.hosts(Host(world.rabbit)):
+        async with closing.transaction():
+            await projects.quota(closing, "blue")
+            await projects.close(closing, "blue")
+            waiting = [
+                asyncio.create_task(world.gateway.ask(new_id(), tiny(), project="blue")),
+                asyncio.create_task(world.gateway.order(NewAmqpUser(user="ada"), project="blue")),
+            ]
+
+            async def blocked() -> bool:
+                return bool(await world.db.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+            await eventually(blocked)
+        assert {code_of(verdict) for verdict in await asyncio.gather(*waiting)} == {Code.PROJECT_NOT_FOUND}
+    await closing.close()
+    assert await world.db.fetchval("SELECT count(*) FROM vms") == 0
+
+
+async def test_a_broker_user_that_two_projects_want_at_once_gets_one(world: World) -> None:
+    assert await projects.put_amqp_user(world.db, "ada", projects.AmqpUser("default", "reader"), "a")
+    assert not await projects.put_amqp_user(world.db, "ada", projects.AmqpUser("other", "member"), "b")
+    assert await projects.amqp_users(world.db, ["ada"]) == {"ada": projects.AmqpUser("default", "reader")}
+
+
+async def test_somebody_can_always_administer(world: World) -> None:
+    first, second = (NewToken(token_id=uuid.uuid4(), name=digit, role="admin", hash=digit * 64) for digit in "12")
+    await world.gateway.order(first)
+    assert code_of(await world.gateway.order(EndToken(token_id=first.token_id))) == Code.STATE_CONFLICT
+    assert code_of(await world.gateway.order(DeleteProject())) == Code.PROJECT_IN_USE
+    await world.gateway.order(second, project="other")
+    assert (await world.gateway.order(EndToken(token_id=first.token_id))).accepted
+    assert (
+        code_of(await world.gateway.order(EndToken(token_id=second.token_id), project="other")) == Code.STATE_CONFLICT
+    )
+
+
 async def test_the_use_of_tokens_is_noted_and_never_goes_back(world: World) -> None:
     token = NewToken(token_id=uuid.uuid4(), name="ci", hash="ab" * 32)
     await world.gateway.order(token)
@@ -638,6 +817,12 @@ async def test_what_is_forgotten_is_told(world: World) -> None:
             return int(await world.db.fetchval("SELECT count(*) FROM events WHERE seq IS NOT NULL"))
 
         await eventually(numbered)
+        count = await numbered()
+
+        async def published() -> bool:
+            return bool(await world.db.fetchval("SELECT published_seq = $1 FROM projects WHERE id = 'default'", count))
+
+        await eventually(published)
         await world.conductor.sweeper.forget_once()
         assert await world.db.fetchval("SELECT forgotten_seq FROM projects WHERE id = 'default'") == 0
         await world.db.execute("""UPDATE vms SET state = 'deleting', desired = 'deleted' WHERE id = $1""", vm_id)
@@ -646,9 +831,11 @@ async def test_what_is_forgotten_is_told(world: World) -> None:
                               updated_at = now() - interval '1 year' WHERE id = $1""",
             vm_id,
         )
-        count = await numbered()
+        await world.db.execute("UPDATE events SET at = now() - interval '1 year'")
+        assert code_of(await world.gateway.ask(vm_id, tiny("another"))) == Code.VM_DELETED
         await world.conductor.sweeper.forget_once()
-        assert await world.db.fetchval("SELECT count(*) FROM events") == 0
+        assert await world.db.fetchval("SELECT count(*) FROM vms") == 0
+        assert [fact["type"] for fact in await world.events()] == ["rejected"], "what happened today is still told"
         assert await world.db.fetchval("SELECT forgotten_seq FROM projects WHERE id = 'default'") == count
 
 

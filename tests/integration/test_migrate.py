@@ -50,6 +50,50 @@ async def test_a_migration_that_fails_leaves_nothing_behind(empty: str, monkeypa
     await connection.close()
 
 
+async def test_an_installation_from_before_projects_had_quotas_is_carried_over(
+    empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = migrate.shipped()
+    monkeypatch.setattr(migrate, "shipped", lambda: shipped[:1])
+    await migrate.migrate(empty)
+    connection = await asyncpg.connect(empty)
+    await connection.execute("INSERT INTO projects (id) VALUES ('default')")
+    await connection.execute("SELECT create_network('default', '10.0.0.0/24', '10.0.0.1', '{}')")
+    for n in range(3):
+        await connection.execute(
+            """INSERT INTO vms (id, project_id, name, spec, spec_hash, vcpus, memory_mib, disk_gib, image, network, mac,
+                                desired, state, problem)
+            VALUES ($1, 'default', $2, '{}', $3, 2, 512, 10, '{}', 'default', 'm', 'running', 'error', '{}')""",
+            uuid.uuid4(),
+            f"vm-{n}",
+            bytes(32),
+        )
+        await connection.execute(
+            """INSERT INTO tokens (id, project_id, name, role, hash, created_at)
+            VALUES ($1, 'default', 'same', 'member', $2, '2026-01-01')""",
+            uuid.uuid4(),
+            bytes([n]) * 32,
+        )
+    monkeypatch.setattr(migrate, "shipped", lambda: shipped)
+    await migrate.migrate(empty)
+    used = await connection.fetchrow("SELECT vms_used, vcpus_used, memory_mib_used, disk_gib_used FROM quotas")
+    tokens = await connection.fetch("SELECT name FROM tokens WHERE revoked_at IS NULL")
+    await connection.close()
+    assert used is not None
+    assert tuple(used) == (3, 6, 1536, 30)
+    assert len({row["name"] for row in tokens}) == 3, "every token still works, under a name of its own"
+
+
+async def test_the_api_cannot_lead_the_owners_functions_astray(empty: str) -> None:
+    await migrate.migrate(empty)
+    connection = await asyncpg.connect(empty)
+    await connection.execute("SET ROLE leveret_api")
+    for sql in ("CREATE TEMP VIEW tokens AS SELECT 1", "CREATE TABLE tokens (id int)", "SELECT * FROM addresses"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(sql)
+    await connection.close()
+
+
 async def test_the_database_knows_the_same_moves_as_the_code(database: str) -> None:
     connection = await asyncpg.connect(database)
     legal = {

@@ -74,6 +74,11 @@ async def furnish(dsn: str, token: str, images: list[Image]) -> Furnished:
             # Two at once would both find nothing; the second waits here and finds everything.
             await connection.execute("SELECT pg_advisory_xact_lock(hashtext('leveret bootstrap'))")
             await connection.execute("INSERT INTO projects (id) VALUES ($1) ON CONFLICT DO NOTHING", PROJECT)
+            if await connection.fetchval("SELECT deleted_at IS NOT NULL FROM projects WHERE id = $1", PROJECT):
+                raise StackError(
+                    f"project {PROJECT} was deleted, so nobody could use the token of `leveret up`:"
+                    " restore the database, or begin anew with `leveret down --purge`"
+                )
             network = await _network(connection)
             digest = hashlib.sha256(token.encode()).digest()
             # A token that is not in the file any more may be in somebody else's hands.

@@ -24,6 +24,9 @@ CLIENT_POLICY: Mapping[str, object] = {
     "definition": {"max-length": 100_000, "max-length-bytes": 64 * 1024 * 1024, "expires": 7 * 24 * 3600 * 1000},
 }
 
+#: What the configure pattern of every client begins with, and of nobody else.
+CLIENT_PREFIX = r"^client\."
+
 _USER = re.compile(r"[a-z][a-z0-9-]{0,61}")
 _PROJECT = re.compile(r"[a-z][a-z0-9-]{0,61}")
 

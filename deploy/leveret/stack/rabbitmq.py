@@ -17,6 +17,7 @@ from leveret.stack.client_permissions import (
     CLIENT_LIMITS,
     CLIENT_POLICY,
     CLIENT_POLICY_NAME,
+    CLIENT_PREFIX,
     Role,
     check_client,
     client_permissions,
@@ -242,6 +243,8 @@ class Rabbit:
         check_client(user, project)
         wanted = client_permissions(user, project, role)
         known = self._users().get(user)
+        if known is not None and not known.configure.startswith(CLIENT_PREFIX):
+            raise StackError(f"broker user '{user}' is there already, and is no client's: choose another name")
         if known is not None and (known.configure, known.write, known.read) == wanted.as_tuple():
             if not rotate:
                 return self.url_of(user)

@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from leveret.shared.errors import Problem
 from leveret.shared.lifecycle import Desired, State
@@ -38,6 +39,11 @@ def _names_have_a_pattern(schema: dict[str, Any]) -> None:
     """Say that names that do not match are refused: `patternProperties` alone lets them pass."""
     ((pattern, value),) = schema.pop("patternProperties").items()
     schema |= {"propertyNames": {"pattern": pattern}, "additionalProperties": value}
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Say nothing of what stands for "not given"."""
+    schema.pop("default", None)
 
 
 def _whole(value: object) -> object:
@@ -187,14 +193,22 @@ class Patch(Document):
 class UpdateVm(Patch):
     """Call it otherwise, or label it anew. Neither touches the guest; its hostname stays what it was made with.
 
-    A label whose value is null goes; labels that are not named stay.
+    A label whose value is null goes; labels that are not named stay. A VM always has a name: it may be left out here,
+    and cannot be null.
     """
 
-    name: VmName | None = None
+    name: Annotated[VmName | SkipJsonSchema[None], Field(json_schema_extra=_without_default)] = None
     labels: Annotated[
         dict[LabelKey, LabelValue | None],
         Field(max_length=2 * MAX_LABELS, json_schema_extra=_names_have_a_pattern),
     ] = {}
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _named(cls, name: object) -> object:
+        if name is None:
+            raise ValueError("give a name, or leave it out to keep the one it has")
+        return name
 
 
 class DeleteVm(Document):

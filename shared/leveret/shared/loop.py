@@ -16,10 +16,13 @@ class Loop:
     the verb itself and never wait for the loop.
     """
 
-    def __init__(self, name: str, verb: Callable[[], Awaitable[object]], *, every_s: float) -> None:
+    def __init__(
+        self, name: str, verb: Callable[[], Awaitable[object]], *, every_s: float, first_after_s: float = 0.0
+    ) -> None:
         self.name = name
         self._verb = verb
         self._every_s = every_s
+        self._first_after_s = first_after_s
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -43,6 +46,7 @@ class Loop:
         self._task = None
 
     async def _loop(self) -> None:
+        await asyncio.sleep(self._first_after_s * random.uniform(0.5, 1.5))
         while True:
             self._woken.clear()
             try:

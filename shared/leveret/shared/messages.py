@@ -6,12 +6,15 @@ Small facts (law 8). What a message is about stands in the AMQP properties (`typ
 
 import hashlib
 import json
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
-from leveret.shared import documents
+from leveret.shared import checks, documents
 from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.lifecycle import Observed, State, Step, Wanted
 
@@ -91,6 +94,34 @@ class ConsoleTail(Message):
     vm_id: UUID
     text: str = ""
     truncated: bool = False
+    problem: Problem | None = None
+
+
+class AskInventory(Message):
+    """Answer with everything that the hypervisor and the pool have: to be compared, not to be acted on."""
+
+
+class SeenDomain(Message):
+    """One domain of Leveret's, as its own journal has it."""
+
+    vm_id: UUID
+    token: int
+    generation: int
+    running: bool
+
+
+class HostInventory(Message):
+    """All that a host has. `foreign` are domains that are not Leveret's, `files` the VMs with files in the pool, and
+    `leftovers` what else lies there and belongs to nothing. `cut` means that there is more than was told.
+    """
+
+    host_id: UUID
+    epoch: int
+    domains: tuple[SeenDomain, ...] = ()
+    foreign: tuple[UUID, ...] = ()
+    files: tuple[UUID, ...] = ()
+    leftovers: tuple[str, ...] = ()
+    cut: bool = False
     problem: Problem | None = None
 
 
@@ -238,6 +269,7 @@ ADMINISTRATION: Registry = {
     "token.used.v1": TokensUsed,
     "amqp_user.add.v1": NewAmqpUser,
     "amqp_user.remove.v1": EndAmqpUser,
+    "check.run.v1": checks.RunCheck,
 }
 #: What clients hear.
 ANSWERS: Registry = {
@@ -254,6 +286,9 @@ REGISTRY: Registry = (
         "host.list": ListVms,
         "host.console": ReadConsole,
         "console.tail": ConsoleTail,
+        "host.inventory": AskInventory,
+        "inventory.list": HostInventory,
+        "check.report.v1": checks.CheckReport,
         "host.report": HostReport,
         "host.heartbeat": Heartbeat,
     }
@@ -289,27 +324,58 @@ Model = TypeVar("Model", bound=BaseModel)
 def parse(model: type[Model], body: bytes) -> Model:
     """The document in these bytes, which must be one strict JSON document in UTF-8.
 
-    Pydantic's parser goes first: it bounds the depth, and refuses unknown fields, NaN and wrong types. It lets a
-    repeated field pass, and of two values one would be dropped silently: that is refused afterwards.
+    Its shape is looked at first, since a validator goes through all of a document before it says that there is too
+    much: that takes seconds for two megabytes of rubbish. A repeated field is refused, too; of two values one would
+    be dropped silently. Then pydantic refuses unknown fields, NaN and wrong types.
+
     Raises LeveretError `invalid_request`.
     """
-    document = _parse(model, body)
     try:
-        json.loads(body, object_pairs_hook=_refuse_duplicates)
+        values = _count(json.loads(body, object_pairs_hook=_refuse_duplicates))
     except _Duplicate:
         raise invalid("a field stands there twice") from None
     except (ValueError, RecursionError):
+        _parse(model, body)  # says where it goes wrong
         raise invalid("this is not one JSON document in UTF-8") from None
-    return document
+    if values > MAX_VALUES:
+        raise invalid(f"it has more than {MAX_VALUES} values")
+    return _parse(model, body)
+
+
+#: Fields and items in a document, at most. The largest that makes sense has some two hundred.
+MAX_VALUES = 2000
+
+
+def _count(value: object) -> int:
+    """The fields and items in it, counted no further than the limit."""
+    count, waiting = 0, [value]
+    while waiting and count <= MAX_VALUES:
+        match waiting.pop():
+            case dict() as fields:
+                count += len(fields)
+                waiting.extend(fields.values())
+            case list() as items:
+                count += len(items)
+                waiting.extend(items[:MAX_VALUES])
+    return count
 
 
 def _parse(model: type[Model], body: bytes) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise fail(Code.INVALID_REQUEST, "The document is not valid.", errors=explain(error)) from None
+        errors = explain(error, _read(body))
+        raise fail(Code.INVALID_REQUEST, "The document is not valid.", errors=errors) from None
     except (ValueError, RecursionError):
         raise invalid("this is not one JSON document in UTF-8") from None
+
+
+def _read(body: bytes) -> object:
+    """The document that a model refused; None when it is none at all."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 class _Duplicate(Exception):
@@ -337,12 +403,76 @@ def _unknown(message_type: str, known: Registry) -> LeveretError:
     return fail(Code.UNKNOWN_TYPE, f"No message of type {shown!r} is known here.")
 
 
-def explain(error: ValidationError) -> list[dict[str, str]]:
-    """Each fault of a document as `{field, message}`, without the values."""
-    return [
-        {"field": ".".join(str(part) for part in fault["loc"]) or "(document)", "message": fault["msg"]}
-        for fault in error.errors(include_url=False, include_input=False, include_context=False)
-    ][:50]
+def explain(error: ValidationError, document: object = None) -> list[dict[str, str]]:
+    """Each fault of a document as `{field, message}`, without the values; of many the first few.
+
+    Given the document as it was read, faults stand by the fields that are in it. Where several forms would have done,
+    only what is wrong by the form that fits best is told.
+    """
+    faults = [_placed(fault, document) for fault in error.errors(include_url=False, include_input=False)]
+    fitting = _best_forms(faults)
+    told = [fault for fault in faults if fault.form is None or fault.form in fitting]
+    return [{"field": fault.field, "message": fault.message} for fault in told[:FAULTS_TOLD]]
+
+
+FAULTS_TOLD = 20
+_PARTS_TOLD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """A fault and its field. `form` is where one of several forms could stand, and which of them this is about."""
+
+    field: str
+    message: str
+    form: tuple[tuple[int | str, ...], int | str] | None
+    is_misfit: bool
+
+
+def _placed(fault: ErrorDetails, document: object) -> _Fault:
+    """Where a fault is by the document: pydantic's place has names of our own in it, of a form or a part of it."""
+    at, path = document, list[int | str]()
+    form: tuple[tuple[int | str, ...], int | str] | None = None
+    *inner, last = fault["loc"] or ("",)
+    for part in (*inner, last):
+        match at:
+            case dict() if part in at:
+                at = at[part]
+            case list() if isinstance(part, int) and part < len(at):
+                at = at[part]
+            case None if document is None:
+                pass
+            case dict() if part is last and fault["type"] == "missing":
+                pass
+            case _:
+                if form is None and part != "[key]":
+                    form = (tuple(path), part)
+                continue
+        path.append(part)
+    field = ".".join(shown(part) for part in path[:_PARTS_TOLD]) or "(document)"
+    return _Fault(field, words_of(fault), form, fault["type"] == "extra_forbidden")
+
+
+def _best_forms(faults: list[_Fault]) -> set[tuple[tuple[int | str, ...], int | str]]:
+    """Of the forms that could stand in one place, the one with the fewest fields that it does not know, then faults."""
+    misfits = Counter(fault.form for fault in faults if fault.is_misfit)
+    all_faults = Counter(fault.form for fault in faults)
+    best: dict[tuple[int | str, ...], tuple[tuple[int | str, ...], int | str]] = {}
+    for form in filter(None, all_faults):
+        other = best.setdefault(form[0], form)
+        if (misfits[form], all_faults[form]) < (misfits[other], all_faults[other]):
+            best[form[0]] = form
+    return set(best.values())
+
+
+def words_of(fault: ErrorDetails) -> str:
+    """What is wrong, without a word on who found it."""
+    return fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+
+
+def shown(part: int | str) -> str:
+    """The name of a field as it can be stored and shown: it may be one that its sender made up."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(part)[:64])
 
 
 def digest_of(vms: list[tuple[UUID, int, int, str]]) -> str:

@@ -1,8 +1,9 @@
 """Administration: what becomes of projects, tokens and broker users. A gateway asks on an administrator's behalf.
 
-Each order is one transaction with the facts it logs. Done twice, it finds itself done: nothing is changed or logged.
+Each order is one transaction with the facts it logs and the answer it gets; coming again, it gets that answer again.
 """
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,10 @@ from pydantic import BaseModel
 
 from leveret.conductor.database import Connection
 from leveret.conductor.rows import Fact
-from leveret.conductor.store import events, projects
+from leveret.conductor.store import events, orders, projects
 from leveret.conductor.store.projects import RATES, RESOURCES, AmqpUser, Token
 from leveret.shared.documents import CreateProject, DeleteProject, UpdateQuota
-from leveret.shared.errors import Code, LeveretError, fail
+from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.messages import EndAmqpUser, EndToken, NewAmqpUser, NewToken, TokensUsed
 
 
@@ -27,18 +28,31 @@ class Order:
     request_id: str
     body: BaseModel
 
+    @property
+    def digest(self) -> bytes:
+        """What is asked for, whoever asks."""
+        return hashlib.sha256(f"{type(self.body).__name__} {self.body.model_dump_json()}".encode()).digest()
+
     def fact(self, kind: str, **data: Any) -> Fact:
         return Fact(self.project, kind, {**data, "by": self.by, "request_id": self.request_id})
 
 
-async def carry_out(connection: Connection, order: Order) -> None:
-    """Do it in the caller's transaction. Raises LeveretError when it cannot be done; then nothing is."""
-    facts = await HANDLERS[type(order.body)](connection, order, order.body)
-    await events.append(connection, facts)
+async def carry_out(connection: Connection, order: Order) -> Problem | None:
+    """Do it in the caller's transaction, once. The problem when it cannot be done; then only that is noted."""
+    known, problem = await orders.judged(connection, order.project, order.request_id, order.digest)
+    if not known:
+        try:
+            async with connection.transaction():
+                facts = await HANDLERS[type(order.body)](connection, order, order.body)
+                await events.append(connection, facts)
+        except LeveretError as error:
+            problem = error.problem
+        await orders.note(connection, order.project, order.request_id, order.digest, problem)
+    return problem
 
 
 async def _create_project(connection: Connection, order: Order, body: CreateProject) -> list[Fact]:
-    wanted = _limits(body.quota, given_only=False)
+    wanted = body.quota.model_dump()
     if await projects.create(connection, order.project):
         await projects.limit(connection, order.project, wanted)
         return [order.fact("project.created", quota=wanted)]
@@ -56,7 +70,7 @@ async def _create_project(connection: Connection, order: Order, body: CreateProj
 
 async def _set_quota(connection: Connection, order: Order, body: UpdateQuota) -> list[Fact]:
     there = await _quota_of(connection, order.project)
-    wanted = _limits(body, given_only=True)
+    wanted = body.model_dump(exclude_unset=True)
     changed = {name: value for name, value in wanted.items() if _present(there)[name] != value}
     above = {
         name: {"limit": value, "used": there[f"{name}_used"]}
@@ -78,6 +92,12 @@ async def _delete_project(connection: Connection, order: Order, _body: DeletePro
     there = await _quota_of(connection, order.project)
     if there["vms_used"]:
         raise fail(Code.PROJECT_IN_USE, f"Project {order.project!r} still has {there['vms_used']} VMs.")
+    if not await projects.is_administered_without(connection, project=order.project):
+        raise fail(
+            Code.PROJECT_IN_USE,
+            f"The last administrator's token belongs to project {order.project!r}.",
+            hint="Make one in another project first: `leveret token create NAME --role admin --project OTHER`.",
+        )
     await projects.close(connection, order.project)
     return [order.fact("project.deleted")]
 
@@ -108,6 +128,12 @@ async def _create_token(connection: Connection, order: Order, body: NewToken) ->
 
 
 async def _revoke_token(connection: Connection, order: Order, body: EndToken) -> list[Fact]:
+    if not await projects.is_administered_without(connection, token_id=body.token_id):
+        raise fail(
+            Code.STATE_CONFLICT,
+            "This is the last administrator's token.",
+            hint="Make another one first: `leveret token create NAME --role admin`.",
+        )
     revoked = await projects.revoke_token(connection, order.project, body.token_id)
     if revoked is None:
         raise fail(Code.TOKEN_NOT_FOUND, f"Project {order.project!r} has no token {body.token_id}.")
@@ -127,13 +153,18 @@ async def _add_amqp_user(connection: Connection, order: Order, body: NewAmqpUser
     if there == wanted:
         return []
     if there is not None and there.project_id != order.project:
-        raise fail(
-            Code.ID_CONFLICT,
-            f"Broker user {body.user!r} speaks for another project.",
-            hint="Choose another name: a broker user speaks for one project.",
-        )
-    await projects.put_amqp_user(connection, body.user, wanted, order.by)
+        raise _speaks_for_another(body.user)
+    if not await projects.put_amqp_user(connection, body.user, wanted, order.by):
+        raise _speaks_for_another(body.user)
     return [order.fact("amqp_user.changed" if there else "amqp_user.added", user=body.user, role=body.role)]
+
+
+def _speaks_for_another(user: str) -> LeveretError:
+    return fail(
+        Code.ID_CONFLICT,
+        f"Broker user {user!r} speaks for another project.",
+        hint="Choose another name: a broker user speaks for one project.",
+    )
 
 
 async def _remove_amqp_user(connection: Connection, order: Order, body: EndAmqpUser) -> list[Fact]:
@@ -158,11 +189,7 @@ def _present(quota: dict[str, Any]) -> dict[str, int | None]:
     return {name: quota[f"{name}_max"] for name in RESOURCES} | {name: quota[name] for name in RATES}
 
 
-def _limits(quota: UpdateQuota, *, given_only: bool) -> dict[str, int | None]:
-    return quota.model_dump(exclude_unset=given_only)
-
-
-#: What each order does. All of them may be done again.
+#: What each order does.
 HANDLERS: dict[type[BaseModel], Callable[[Connection, Order, Any], Awaitable[list[Fact]]]] = {
     CreateProject: _create_project,
     UpdateQuota: _set_quota,

@@ -15,19 +15,21 @@ import uvloop
 from prometheus_client import start_http_server
 
 from leveret.conductor import metrics
+from leveret.conductor.checking import CheckDesk, Checker
 from leveret.conductor.database import Pool, open_pool
 from leveret.conductor.decisions import Limits
 from leveret.conductor.dispatch import Answers
 from leveret.conductor.heartbeats import HeartbeatHandler
 from leveret.conductor.identities import Identities
 from leveret.conductor.intake import Intake
+from leveret.conductor.invariants import BrokerCheck, HostCheck
 from leveret.conductor.relay import Relay, Waking
 from leveret.conductor.reports import ReportHandler
 from leveret.conductor.requests import RequestHandler
 from leveret.conductor.settings import ConductorSettings
 from leveret.conductor.sweeper import Sweeper
 from leveret.shared import logs, topology
-from leveret.shared.bus import Answerer, Consumer, Furniture, Link, Paused, Publisher
+from leveret.shared.bus import Answerer, Caller, Consumer, Furniture, Link, Paused, Publisher
 from leveret.shared.loop import Loop
 
 log = structlog.get_logger()
@@ -71,12 +73,16 @@ class Conductor:
             Loop("forgetter", _quiet(self.sweeper.forget_once), every_s=3600),
         ]
 
+        self.checker = self._checker()
+        answers = Answers(self.publisher, self.answerer, settings.gateway_users)
+        self.desk = CheckDesk(self.checker, answers.give)
         requests = RequestHandler(
             pool,
             self.publisher,
             limits,
             Intake(pool, Identities(pool, settings.gateway_users)),
-            Answers(self.publisher, self.answerer, settings.gateway_users),
+            answers,
+            self.desk,
             relay=relay_loop,
             rng=rng,
         )
@@ -110,9 +116,26 @@ class Conductor:
             ),
         ]
 
+    def _checker(self) -> Checker:
+        """The checker with its own link: what it looks for may not be there, which ends channels."""
+        settings = self.settings
+        caller = Caller(settings.amqp_user)
+        broker = BrokerCheck(self.pool, confirm_s=settings.check_confirm_s)
+        self.checking = Link(settings.amqp_url, "conductor-check")
+        self.checking.add(caller)
+        self.checking.add(broker)
+        checker = Checker(self.pool, broker, HostCheck(self.pool, caller, confirm_s=settings.check_confirm_s))
+        often, seldom = settings.check_s, settings.check_hosts_s
+        self.loops += [
+            Loop("checker", checker.check_often, every_s=often, first_after_s=often),
+            Loop("host-checker", checker.check_seldom, every_s=seldom, first_after_s=seldom),
+        ]
+        return checker
+
     async def start(self) -> None:
         self.publishing.start()
         self.consuming.start()
+        self.checking.start()
         self.answering.start()
         self.answerer.start()
         for consumer in self.consumers:
@@ -126,8 +149,9 @@ class Conductor:
         await asyncio.gather(*(consumer.stop(self.settings.drain_s) for consumer in self.consumers))
         for loop in self.loops:
             await loop.stop()
+        await self.desk.stop()
         await self.answerer.stop()
-        for link in (self.consuming, self.answering, self.publishing):
+        for link in (self.consuming, self.checking, self.answering, self.publishing):
             await link.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_s):

@@ -49,7 +49,7 @@ async def create(
     for change in written:
         by_id[change.after.id].accept(change.after)
     _refuse_too_much(too_much, unmade=len(wanted) - len(written))
-    await _record_refusals(connection, creates, around)
+    await _record_refusals(connection, creates)
     return written
 
 
@@ -78,7 +78,7 @@ def _refuse_too_much(too_much: Sequence[tuple[Request, Problem]], unmade: int) -
         request.refuse(problem)
 
 
-async def _record_refusals(connection: Connection, creates: Sequence[Request], around: Surroundings) -> None:
+async def _record_refusals(connection: Connection, creates: Sequence[Request]) -> None:
     """Every refused create leaves its reason and a fact in the log; one that is only asked again leaves nothing new."""
     refused = [
         request
@@ -89,15 +89,7 @@ async def _record_refusals(connection: Connection, creates: Sequence[Request], a
         connection,
         [refusals.Rejection(r.vm_id, r.project, r.request_id, r.problem) for r in refused if r.problem is not None],
     )
-    news = [
-        request for request in refused if _said_before(around, request.vm_id) != (request.project, request.request_id)
-    ]
-    await events.append(connection, [request.refusal() for request in news])
-
-
-def _said_before(around: Surroundings, vm_id: UUID) -> tuple[str | None, str | None]:
-    project, request_id, _ = around.rejected.get(vm_id, (None, None, None))
-    return project, request_id
+    await events.append_refusals(connection, [request.refusal() for request in refused])
 
 
 async def _look_around(connection: Connection, creates: Sequence[Request]) -> Surroundings:
@@ -112,8 +104,9 @@ async def _look_around(connection: Connection, creates: Sequence[Request]) -> Su
 
 def _is_new(request: Request, vm: Vm | None, around: Surroundings) -> bool:
     """Whether there is something to make; the verdict of a repetition or a clash is set here."""
-    project, request_id, problem = around.rejected.get(request.vm_id, (None, None, None))
-    if vm is None and problem is not None and (project, request_id) == (request.project, request.request_id):
+    request_id, problem = around.rejected.get((request.vm_id, request.project), (None, None))
+    said = request_id == request.request_id and problem is not None and problem.code is not Code.RATE_LIMITED
+    if vm is None and said and problem is not None:
         request.refuse(problem)  # said already: never "failed, then created"
         return False
     if vm is None and (request.vm_id, request.project) not in around.buried:
@@ -132,8 +125,12 @@ def _is_new(request: Request, vm: Vm | None, around: Surroundings) -> bool:
 def _describe(
     fresh: Sequence[Request], around: Surroundings, now: datetime, limits: Limits
 ) -> list[tuple[Request, Vm]]:
-    """The rows that these requests ask for. Those that cannot be are refused."""
+    """The rows that these requests ask for. Those that cannot be are refused.
+
+    Who wants a name that another gets in this very wave comes again: that one may not be made after all.
+    """
     described = []
+    claimed: set[tuple[str, str]] = set()
     for request in fresh:
         body, name = _body(request), _name(request)
         image = around.images.get(body.image.name) if isinstance(body.image, ImageByName) else body.image.model_dump()
@@ -143,8 +140,8 @@ def _describe(
             request.refuse(Problem.of(Code.NETWORK_UNKNOWN, f"There is no network {body.network!r}."))
         elif (request.project, name) in around.taken:
             request.refuse(Problem.of(Code.NAME_TAKEN, f"Another VM of this project is called {name!r}."))
-        else:
-            around.taken.add((request.project, name))
+        elif (request.project, name) not in claimed:
+            claimed.add((request.project, name))
             described.append((request, _row(request, name, image, now, limits)))
     return described
 
@@ -171,7 +168,7 @@ def _row(request: Request, name: str, image: dict[str, str], now: datetime, limi
         step=Step.SCHEDULING,
         created_at=now,
         deadline=now + limits.build,
-        recent_requests=(request.request_id,),
+        recent_requests=(request.mark,),
     )
 
 
@@ -215,7 +212,8 @@ async def _finish(
             user_data[vm.id] = data
     await addresses.take(connection, taken)
     await vms.put_user_data(connection, user_data)
-    await refusals.forgive(connection, [c.after.id for c in written if c.after.id in around.rejected])
+    born = [(change.after.id, change.after.project_id) for change in written]
+    await refusals.forgive(connection, [one for one in born if one in around.rejected])
 
 
 def _body(request: Request) -> CreateVm:

@@ -12,6 +12,7 @@ from leveret.conductor.rows import VM_COLUMNS, Vm
 from leveret.shared import topology
 from leveret.shared.bus import Answerer, Delivery, Envelope, Publisher
 from leveret.shared.bus.publishing import DIRECT_REPLY
+from leveret.shared.checks import CheckReport
 from leveret.shared.lifecycle import Desired, State, Step, Wanted
 from leveret.shared.messages import DesiredVm, Image, ListVms, Nic, Verdict
 
@@ -105,7 +106,7 @@ async def send(publisher: Publisher, commands: Sequence[Command]) -> None:
 
 def is_answerable(delivery: Delivery) -> bool:
     """Whether the asker waits for a direct reply; nobody else's queue is ever written to."""
-    return delivery.reply_to is not None and delivery.reply_to.startswith(DIRECT_REPLY)
+    return delivery.reply_to is not None and delivery.reply_to.startswith(f"{DIRECT_REPLY}.")
 
 
 class Answers:
@@ -120,7 +121,7 @@ class Answers:
         self._answerer = answerer
         self._gateways = frozenset(gateways)
 
-    async def give(self, delivery: Delivery, verdict: Verdict) -> None:
+    async def give(self, delivery: Delivery, verdict: Verdict | CheckReport) -> None:
         """Reply, if a direct reply was asked for. It may be lost: the row is the truth."""
         if not is_answerable(delivery) or not delivery.reply_to:
             return

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import structlog
+
 from leveret.conductor import dispatch
 from leveret.conductor.administration import Order
 from leveret.conductor.database import Pool, statement
@@ -17,6 +19,8 @@ from leveret.shared.bus import DONE, Delivery, Outcome, Reject
 from leveret.shared.documents import CreateVm
 from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -48,6 +52,8 @@ class Refusal:
         """What is kept of a create, so that its id can be asked about; None when it had none."""
         if self.sender is None or self._vm_id is None or REQUESTS.get(self.delivery.type or "") is not CreateVm:
             return None
+        if self.problem.code is Code.RATE_LIMITED and not self.sender.is_gateway:
+            return None  # its sender was told, or did not ask
         return Rejection(self._vm_id, self.sender.project, self._request_id, self.problem)
 
     @property
@@ -122,8 +128,8 @@ class _Allowance:
 
 
 def _counts(delivery: Delivery, sender: Sender) -> bool:
-    """Administration is not held up by what the project does that it is about."""
-    return not (sender.is_gateway and delivery.type in ADMINISTRATION)
+    """Administration is not held up by what its project does; nor is what lay in the queue while nobody could work."""
+    return not delivery.waited and not (sender.is_gateway and delivery.type in ADMINISTRATION)
 
 
 def _read(delivery: Delivery, sender: Sender) -> Request | Order | Refusal:
@@ -131,3 +137,6 @@ def _read(delivery: Delivery, sender: Sender) -> Request | Order | Refusal:
         return read(delivery, sender)
     except LeveretError as error:
         return Refusal(delivery, error.problem, sender)
+    except Exception:  # a defect of ours must not hold up whoever came in the same batch
+        log.exception("intake.crashed", type=delivery.type, project=sender.project)
+        return Refusal(delivery, Problem.of(Code.HANDLER_CRASHED, "This message cannot be read here."), sender)

@@ -17,3 +17,9 @@ BATCH_MESSAGES = Histogram(
     "leveret_batch_messages", "Messages in one batch.", ["handler"], buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )
 CONSUMING = Gauge("leveret_consuming", "1 while the consumer of a queue is attached.", ["queue"])
+INVARIANT_VIOLATIONS = Gauge(
+    "leveret_invariant_violations", "What broke a rule when it was last looked at; 0 is fine.", ["name"]
+)
+INVARIANT_CHECKED_AT = Gauge(
+    "leveret_invariant_checked_timestamp_seconds", "When a rule was last looked at, in seconds since 1970.", ["name"]
+)

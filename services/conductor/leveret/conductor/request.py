@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,11 @@ from leveret.conductor.identities import Sender
 from leveret.conductor.rows import Change, Fact, Vm, told
 from leveret.shared.bus import Delivery
 from leveret.shared.bus.publishing import DIRECT_REPLY
+from leveret.shared.bus.reading import UNREADABLE
 from leveret.shared.documents import CreateVm, revision_of
 from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.headers import REQUEST_ID_WORDS, is_if_match, is_request_id, traceparent_in, uuid_in
 from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
-
-_REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
-_IF_MATCH = re.compile(r"^[0-9]{1,19}(\.[0-9]{1,19})?$")
 
 
 @dataclass(slots=True)
@@ -47,6 +44,11 @@ class Request:
     @property
     def project(self) -> str:
         return self.sender.project
+
+    @property
+    def mark(self) -> str:
+        """What a VM remembers this request by: its id with what it asks for, so that a counter may serve as an id."""
+        return f"{self.request_id} {(self.delivery.type or '').removeprefix('vm.')}-{self.spec_hash[:4].hex()}"
 
     def accept(self, vm: Vm) -> None:
         self.verdict = Verdict(
@@ -114,9 +116,9 @@ def read(delivery: Delivery, sender: Sender) -> Request | Order:
         requested_at=_seconds(delivery.header("requested_at")),
         body=body,
         spec_hash=_hash(body),
-        if_match=_if_match(delivery),
+        if_match=_if_match(delivery, body),
         dry_run=_dry_run(delivery, body),
-        traceparent=_traceparent(delivery),
+        traceparent=traceparent_in(delivery.header("traceparent")),
     )
 
 
@@ -140,39 +142,36 @@ def _bad_header(name: str, message: str) -> LeveretError:
 
 def _request_id(delivery: Delivery) -> str:
     request_id = delivery.header("request_id") or delivery.message_id or ""
-    if not _REQUEST_ID.match(request_id):
-        raise _bad_header("request_id", "give 1 to 128 printable characters without spaces, here or as message_id")
+    if not is_request_id(request_id) or request_id == UNREADABLE:
+        raise _bad_header("request_id", f"{REQUEST_ID_WORDS}, here or as message_id")
     return request_id
 
 
 def _vm_id(delivery: Delivery) -> UUID:
-    try:
-        return UUID(delivery.header("vm_id") or "")
-    except ValueError:
-        raise _bad_header("vm_id", "give a UUID") from None
+    vm_id = uuid_in(delivery.header("vm_id"))
+    if vm_id is None:
+        raise _bad_header("vm_id", "give a UUID")
+    return vm_id
 
 
-def _if_match(delivery: Delivery) -> str | None:
-    value = delivery.headers.get("if_match")
+def _if_match(delivery: Delivery, body: BaseModel) -> str | None:
+    value = delivery.header("if_match")
     if value is None:
         return None
-    if not isinstance(value, str) or not _IF_MATCH.match(value):
+    if isinstance(body, CreateVm):
+        raise _bad_header("if_match", "there is nothing yet that could match: leave it out of a create")
+    if not is_if_match(value):
         raise _bad_header("if_match", "give a generation, or generation and revision as in an ETag, as text")
     return value
 
 
 def _dry_run(delivery: Delivery, body: BaseModel) -> bool:
-    value = delivery.headers.get("dry_run")
-    if value in {None, "false", False}:
+    value = delivery.header("dry_run")
+    if value in {None, "false"}:
         return False
-    if value not in {"true", True} or not isinstance(body, CreateVm):
+    if value != "true" or not isinstance(body, CreateVm):
         raise _bad_header("dry_run", "only a create can be tried, with the text true")
     return True
-
-
-def _traceparent(delivery: Delivery) -> str | None:
-    value = delivery.header("traceparent")
-    return value if value and _TRACEPARENT.match(value) else None
 
 
 def _hash(body: BaseModel) -> bytes:

@@ -14,6 +14,7 @@ import structlog
 
 from leveret.conductor import administration, dispatch, metrics
 from leveret.conductor.administration import Order
+from leveret.conductor.checking import CheckDesk
 from leveret.conductor.creating import create
 from leveret.conductor.database import Connection, Pool, transaction
 from leveret.conductor.decisions import Limits, Verb, is_known, on_request, remember
@@ -24,6 +25,7 @@ from leveret.conductor.rows import Change, Fact, Vm
 from leveret.conductor.store import events, projects, refusals, vms
 from leveret.shared import topology
 from leveret.shared.bus import DONE, Delivery, Outcome, Publisher, Retry
+from leveret.shared.checks import RunCheck
 from leveret.shared.documents import CreateProject, CreateVm, DeleteVm, UpdateVm
 from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.loop import Loop
@@ -45,6 +47,7 @@ class RequestHandler:
         limits: Limits,
         intake: Intake,
         answers: Answers,
+        desk: CheckDesk,
         *,
         relay: Loop,
         rng: random.Random | None = None,
@@ -54,6 +57,7 @@ class RequestHandler:
         self._limits = limits
         self._intake = intake
         self._answers = answers
+        self._desk = desk
         self._relay = relay
         self._rng = rng or random.Random()
 
@@ -70,8 +74,13 @@ class RequestHandler:
         return [_outcome(item) for item in opened]
 
     async def _tell_off(self, refused: Sequence[Refusal]) -> None:
-        """Say why: by direct reply, or else in the log of the project that asked, where its clients read it."""
-        await self._log([refusal for refusal in refused if not dispatch.is_answerable(refusal.delivery)])
+        """Say why: by direct reply, or else in the log of the project that asked, where its clients read it.
+
+        A gateway may have stopped waiting for the answer: what it asked for can be asked about.
+        """
+        unheard = [refusal for refusal in refused if not dispatch.is_answerable(refusal.delivery)]
+        delayed = [refusal for refusal in refused if refusal.problem.code is Code.RATE_LIMITED]
+        await self._record(unheard, [*unheard, *delayed])
         for refusal in refused:
             metrics.REQUESTS.labels(verb=_verb(refusal.delivery), verdict=refusal.problem.code).inc()
             await self._answers.give(refusal.delivery, refusal.verdict)
@@ -79,27 +88,28 @@ class RequestHandler:
     async def lament(self, delivery: Delivery, problem: Problem) -> None:
         """A message that crashes its handler is told like any refusal, so that whoever asked is not left waiting."""
         refusal = await self._intake.refuse(delivery, problem)
-        await self._log([refusal])
+        await self._record([refusal], [refusal])
         await self._answers.give(delivery, refusal.verdict)
 
-    async def _log(self, refused: Sequence[Refusal]) -> None:
-        facts = [fact for refusal in refused if (fact := refusal.fact())]
-        if not facts:
+    async def _record(self, logged: Sequence[Refusal], kept: Sequence[Refusal]) -> None:
+        """Put facts in the logs of these, and keep the reason of those that were creates."""
+        facts = [fact for refusal in logged if (fact := refusal.fact())]
+        rejections = [rejection for refusal in kept if (rejection := refusal.rejection())]
+        if not facts and not rejections:
             return
-        rejections = [rejection for refusal in refused if (rejection := refusal.rejection())]
+        named = {fact.project_id for fact in facts} | {rejection.project_id for rejection in rejections}
         async with transaction(self._pool) as connection:
-            known = set(await projects.open_ids(connection))
-            await events.append(connection, [fact for fact in facts if fact.project_id in known])
+            known = await projects.open_ids(connection, among=named)
+            await events.append_refusals(connection, [fact for fact in facts if fact.project_id in known])
             await refusals.reject(connection, [r for r in rejections if r.project_id in known])
         self._relay.wake()
 
     async def _administer(self, delivery: Delivery, order: Order) -> None:
-        problem = None
-        try:
-            async with transaction(self._pool) as connection:
-                await administration.carry_out(connection, order)
-        except LeveretError as error:
-            problem = error.problem
+        if isinstance(order.body, RunCheck):
+            self._desk.ask(delivery, order.body)  # answered in its own time: it changes nothing
+            return
+        async with transaction(self._pool) as connection:
+            problem = await administration.carry_out(connection, order)
         self._relay.wake()
         if isinstance(order.body, CreateProject) and problem is None:
             await self._furnish(order.project)
@@ -153,7 +163,8 @@ class RequestHandler:
 
     async def _write(self, connection: Connection, wave: Sequence[Request]) -> list[Change]:
         """Carry a wave out in the caller's transaction: one request a VM, verdicts set."""
-        now = await vms.database_now(connection)
+        unborn = [request.vm_id for request in wave if isinstance(request.body, CreateVm | DeleteVm)]
+        now = await vms.claim_ids(connection, unborn)
         known = await vms.lock(connection, [request.vm_id for request in wave])
         rooms = await projects.lock_rooms(connection, _touched(wave, known))
         taken = await _taken_names(connection, wave, known)
@@ -166,7 +177,7 @@ class RequestHandler:
                 unheard += _unheard(request, vm)
         await self._bury_unborn(connection, wave)
         written = await vms.record(connection, changes)
-        await events.append(connection, unheard)
+        await events.append_refusals(connection, unheard)
         creates = [request for request in wave if isinstance(request.body, CreateVm)]
         if creates:
             written += await create(connection, creates, known, rooms, now, self._limits, self._rng)
@@ -183,15 +194,15 @@ class RequestHandler:
         if vm is None or vm.project_id != request.project:
             request.refuse(Problem.of(Code.VM_NOT_FOUND, f"There is no VM {request.vm_id}."))
             return []
-        known = is_known(vm, request.request_id)
+        known = is_known(vm, request.mark)
         try:
             if not known:
                 request.check_revision(vm)
                 _take_name(request, vm, taken)
-            change = on_request(vm, cast(Verb, request.body), request.request_id, now, self._limits)
+            change = on_request(vm, cast(Verb, request.body), request.mark, now, self._limits)
         except LeveretError as error:
             request.refuse(error.problem)
-            return [] if known else [remember(vm, request.request_id, error.problem.code)]
+            return [] if known else [remember(vm, request.mark, error.problem.code)]
         request.accept(change.after if change else vm)
         return [request.signed(change)] if change else []
 
@@ -233,7 +244,7 @@ def _unheard(request: Request, vm: Vm | None) -> list[Fact]:
     """The fact that a change was refused, when nobody waits for its verdict; said once."""
     if request.problem is None or dispatch.is_answerable(request.delivery):
         return []
-    return [] if vm is not None and is_known(vm, request.request_id) else [request.refusal()]
+    return [] if vm is not None and is_known(vm, request.mark) else [request.refusal()]
 
 
 def _outcome(item: Request | Order | Refusal) -> Outcome:

@@ -30,6 +30,13 @@ class ConductorSettings(ServiceSettings):
     delete_timeout_s: float = Field(default=60.0, gt=0, description="After which a delete that goes on says why.")
     max_attempts: int = Field(default=3, ge=1, le=10, description="Hosts on which a build is tried.")
     cordon_after_failures: int = Field(default=5, ge=1, description="Failed builds in a row that cordon a host.")
+    check_s: float = Field(default=60.0, gt=0, description="How often the rows and the broker are checked.")
+    check_hosts_s: float = Field(
+        default=300.0, gt=0, description="How often the event log and what hosts have are checked."
+    )
+    check_confirm_s: float = Field(
+        default=5.0, ge=0, le=6, description="After which the checker looks again at what seems to be wrong."
+    )
     keep_deleted_days: int = Field(default=30, ge=1, description="How long deleted VMs and their events can be read.")
 
     @field_validator("gateway_users", mode="before")

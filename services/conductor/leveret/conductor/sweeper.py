@@ -10,7 +10,7 @@ from leveret.conductor import decisions, dispatch, metrics
 from leveret.conductor.database import Pool, transaction
 from leveret.conductor.decisions import Limits
 from leveret.conductor.placing import place
-from leveret.conductor.store import hosts, refusals, vms
+from leveret.conductor.store import forgetting, hosts, vms
 from leveret.shared.bus import Publisher
 
 log = structlog.get_logger()
@@ -118,6 +118,8 @@ class Sweeper:
         return names
 
     async def forget_once(self) -> None:
-        """Drop what nobody asks for any more."""
-        async with transaction(self._pool) as connection:
-            await refusals.forget(connection, self._keep_deleted_days)
+        """Drop what nobody asks for any more, batch after batch."""
+        more = True
+        while more:
+            async with transaction(self._pool) as connection:
+                more = await forgetting.forget(connection, self._keep_deleted_days)

@@ -7,6 +7,7 @@ all of them, since what decodes depends on the cluster and its Erlang.
 
 import asyncio
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,7 +22,8 @@ from leveret.shared.errors import LeveretError
 
 log = structlog.get_logger()
 
-WAITING_MAX = 10_000
+#: Answers to one user that wait to be sent; who has more coming than that loses the rest.
+WAITING_MAX = 5_000
 LINK_TIMEOUT_S = 10.0
 MUTE_FIRST_S = 1.0
 MUTE_MAX_S = 600.0
@@ -52,7 +54,8 @@ class Answerer:
     def __init__(self, link: Link, user: str) -> None:
         self._link = link
         self._publisher = Publisher(user)
-        self._waiting: asyncio.Queue[_Answer] = asyncio.Queue(WAITING_MAX)
+        self._waiting: dict[str, deque[_Answer]] = {}  # users in turn, so that a flood delays nobody else
+        self._arrived = asyncio.Event()
         self._blamed: dict[str, _Blame] = {}
         self._attached = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -78,9 +81,13 @@ class Answerer:
     def answer(self, delivery: Delivery, message: BaseModel) -> None:
         """Have this sent to whoever asked, if it asked by direct reply-to; never waits."""
         reply_to = delivery.reply_to or ""
-        if reply_to.startswith(f"{DIRECT_REPLY}.") and not self.is_muted(delivery.user_id or ""):
-            with suppress(asyncio.QueueFull):
-                self._waiting.put_nowait(_Answer(delivery.user_id or "", reply_to, delivery.correlation_id, message))
+        user = delivery.user_id or ""
+        if not reply_to.startswith(f"{DIRECT_REPLY}.") or self.is_muted(user):
+            return
+        waiting = self._waiting.setdefault(user, deque())
+        if len(waiting) < WAITING_MAX:
+            waiting.append(_Answer(user, reply_to, delivery.correlation_id, message))
+            self._arrived.set()
 
     def is_muted(self, user: str) -> bool:
         """Whether this broker user lately gave addresses that broke the connection."""
@@ -89,13 +96,25 @@ class Answerer:
 
     async def _loop(self) -> None:
         while True:
-            answer = await self._waiting.get()
+            answer = await self._next()
             if self.is_muted(answer.user) or not await self._is_attached():
                 continue
             try:
                 await self._send(answer)
             except Exception:  # the rim
                 log.exception("answerer.failed", user=answer.user)
+
+    async def _next(self) -> _Answer:
+        """The oldest answer of the user whose turn it is."""
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        user = next(iter(self._waiting))
+        waiting = self._waiting.pop(user)
+        answer = waiting.popleft()
+        if waiting:
+            self._waiting[user] = waiting  # behind all the others
+        return answer
 
     async def _is_attached(self) -> bool:
         with suppress(TimeoutError):

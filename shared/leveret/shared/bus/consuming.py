@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -46,7 +46,8 @@ class Delivery:
     `cut_bytes` were dropped from the end of a body that is too large. `faults` are parts that could not be read:
     what stands in the other fields is then not all that was said. `strayed` means that the message did not come
     straight from its sender through the queue's own exchange: the broker checked `user_id` for another place, and
-    it may be somebody else's message that was led here by a binding or by dead-lettering.
+    it may be somebody else's message that was led here by a binding or by dead-lettering. `waited` means that it lay in
+    the queue while nobody could work on it: how many come at once is then not its sender's doing.
     """
 
     queue: str
@@ -64,6 +65,7 @@ class Delivery:
     cut_bytes: int = 0
     faults: tuple[str, ...] = ()
     strayed: bool = False
+    waited: bool = False
 
     @property
     def length(self) -> int:
@@ -147,12 +149,13 @@ class _Held:
     delivery: Delivery
     tag: int
     channel: aiormq.abc.AbstractChannel
+    redelivered: bool = False
     crashes: int = 0
 
     @property
     def is_worn_out(self) -> bool:
         """Whether it was handed out so often, by the broker's count, that it must be what ends its consumers."""
-        count = self.delivery.headers.get("x-delivery-count")
+        count = self.delivery.headers.get("x-delivery-count") if self.redelivered else None
         return isinstance(count, int) and count >= topology.REDELIVERIES_MAX
 
 
@@ -200,6 +203,8 @@ class Consumer:
         self.is_consuming = False
         self.handled = 0  # messages that came to an end here
         self._attentive_since = math.inf
+        self._backlog = 0  # messages still to come that lay in the queue while nobody worked
+        self._is_paused = False
         link.add(self)
 
     async def attach(self, connection: AbstractConnection) -> None:
@@ -212,6 +217,7 @@ class Consumer:
         channel.on_consumer_cancel_callbacks.add(self._cancelled_by_broker)
         self._channel = channel
         channel.closing.add_done_callback(lambda closing: self._channel_closed(channel, closing))
+        self._backlog = await self._depth()
         answer = await channel.basic_consume(self.queue, self._on_message)
         self._tag = answer.consumer_tag
         self.is_consuming = True
@@ -222,6 +228,13 @@ class Consumer:
         self._channel = None
         self._inbox.clear()
         self._unacked.clear()
+
+    async def _depth(self) -> int:
+        """How many messages lie in the queue now."""
+        if self._channel is None:
+            return 0
+        declared = await self._channel.queue_declare(self.queue, passive=True)
+        return declared.message_count or 0
 
     @property
     def attentive_s(self) -> float:
@@ -256,7 +269,8 @@ class Consumer:
 
     async def _on_message(self, message: aiormq.abc.DeliveredMessage) -> None:
         delivery = self._delivery_of(message)
-        held = _Held(delivery, message.delivery_tag or 0, message.channel)
+        self._backlog = max(0, self._backlog - 1)
+        held = _Held(delivery, message.delivery_tag or 0, message.channel, redelivered=bool(message.redelivered))
         if held.channel is self._channel:
             self._unacked[held.tag] = None
         self._put(held)
@@ -283,6 +297,7 @@ class Consumer:
             cut_bytes=len(body) - len(kept),
             faults=faults_of(message.header),
             strayed=exchange not in self._exchanges or not _DEAD_LETTERED.isdisjoint(headers),
+            waited=self._is_paused or self._backlog > 0,
         )
 
     def _put(self, held: _Held) -> None:
@@ -293,7 +308,7 @@ class Consumer:
     async def _loop(self) -> None:
         while True:
             await self._arrived.wait()
-            batch = [self._inbox.popleft() for _ in range(min(len(self._inbox), self._batch_max))]
+            batch = self._next_batch()
             if not self._inbox:
                 self._arrived.clear()
             if batch:
@@ -304,6 +319,17 @@ class Consumer:
                     log.exception("consumer.failed", queue=self.queue)
                     self._link.renew()
                 self._idle.set()
+
+    def _next_batch(self) -> list[_Held]:
+        """What gathered, in its order; a message that crashed its handler comes alone, to hurt no other."""
+        batch: list[_Held] = []
+        while self._inbox and len(batch) < self._batch_max:
+            if self._inbox[0].crashes and batch:
+                break
+            batch.append(self._inbox.popleft())
+            if batch[0].crashes:
+                break
+        return batch
 
     async def _work(self, batch: list[_Held]) -> None:
         live = [held for held in batch if not held.is_worn_out]
@@ -336,9 +362,12 @@ class Consumer:
         pause_s = 0.1
         while True:
             try:
-                return await self._handle([held.delivery for held in batch])
+                outcomes = await self._handle([held.delivery for held in batch])
+                await self._resume()
+                return outcomes
             except Paused as paused:
                 log.warning("consumer.paused", queue=self.queue, reason=str(paused), pause_s=round(pause_s, 1))
+                self._pause(batch)
                 await asyncio.sleep(pause_s)
                 self._attentive_since = time.monotonic()
                 pause_s = min(pause_s * 2, 5.0)
@@ -351,7 +380,18 @@ class Consumer:
                 batch[0].crashes += 1
                 if batch[0].crashes >= self.CRASHES_ALLOWED:
                     return [Reject(Problem.of(Code.HANDLER_CRASHED, "This message crashes its handler."))]
-                await asyncio.sleep(0.1)
+                return [Retry(0.1)]
+
+    def _pause(self, batch: Sequence[_Held]) -> None:
+        self._is_paused = True
+        for held in (*batch, *self._inbox):
+            held.delivery = replace(held.delivery, waited=True)
+
+    async def _resume(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            with suppress(*BROKER_ERRORS):
+                self._backlog = await self._depth()
 
     async def _bury(self, delivery: Delivery, problem: Problem) -> bool:
         """Whether the message is safe in `leveret.dead` with its reason."""

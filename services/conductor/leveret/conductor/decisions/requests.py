@@ -14,15 +14,15 @@ REMEMBERED_REQUESTS = 16
 Verb = UpdateVm | DeleteVm | StartVm | StopVm | RebootVm | RetryVm
 
 
-def on_request(vm: Vm, verb: Verb, request_id: str, now: datetime, limits: Limits) -> Change | None:
+def on_request(vm: Vm, verb: Verb, mark: str, now: datetime, limits: Limits) -> Change | None:
     """What an accepted request makes of a VM; None when there is nothing to change.
 
     Raises LeveretError with `vm_deleted`, `state_conflict` or `invalid_request` when it cannot be accepted, and with
     the same code again when it was refused before.
     """
-    if refused := _refused_before(vm, request_id):
+    if refused := _refused_before(vm, mark):
         raise refused
-    if request_id in vm.recent_requests and not isinstance(verb, DeleteVm):
+    if mark in vm.recent_requests and not isinstance(verb, DeleteVm):
         return None
     if isinstance(verb, DeleteVm):
         change = _delete(vm, now, limits)
@@ -42,28 +42,27 @@ def on_request(vm: Vm, verb: Verb, request_id: str, now: datetime, limits: Limit
                 change = _retry(vm, now, limits)
     if change is None:
         # To be remembered all the same: repeated after a later wish, it would undo that one.
-        return None if vm.state is State.DELETED else remember(vm, request_id)
-    return replace(change, after=remember(change.after, request_id).after)
+        return None if vm.state is State.DELETED else remember(vm, mark)
+    return replace(change, after=remember(change.after, mark).after)
 
 
-def remember(vm: Vm, request_id: str, refused: Code | str | None = None) -> Change:
-    """Carried out or refused: this request is not to be looked at again. No request id has a space in it."""
-    entry = f"{request_id} {refused}" if refused else request_id
+def remember(vm: Vm, mark: str, refused: Code | str | None = None) -> Change:
+    """Carried out or refused: this request is not to be looked at again. A refusal is kept with its code."""
+    entry = f"{mark} {refused}" if refused else mark
     kept = [known for known in vm.recent_requests if known != entry]
     return Change(vm, replace(vm, recent_requests=(*kept, entry)[-REMEMBERED_REQUESTS:]))
 
 
-def is_known(vm: Vm, request_id: str) -> bool:
+def is_known(vm: Vm, mark: str) -> bool:
     """Whether this request was judged before, one way or the other."""
-    return any(known.partition(" ")[0] == request_id for known in vm.recent_requests)
+    return any(known == mark or known.startswith(f"{mark} ") for known in vm.recent_requests)
 
 
-def _refused_before(vm: Vm, request_id: str) -> LeveretError | None:
+def _refused_before(vm: Vm, mark: str) -> LeveretError | None:
     for known in vm.recent_requests:
-        name, _, code = known.partition(" ")
-        if name == request_id and code:
+        if known.startswith(f"{mark} "):
             return fail(
-                Code(code),
+                Code(known.removeprefix(f"{mark} ")),
                 f"This request was refused before, when VM {vm.name} was not as it had to be.",
                 hint="Ask anew, under another request id, if you still want it.",
             )

@@ -19,6 +19,8 @@ CREATE TABLE quotas (
         CHECK (memory_mib_used >= 0 AND (memory_mib_max IS NULL OR memory_mib_used <= memory_mib_max)),
     disk_gib_used bigint NOT NULL DEFAULT 0
         CHECK (disk_gib_used >= 0 AND (disk_gib_max IS NULL OR disk_gib_used <= disk_gib_max)),
+    -- The same as projects.deleted_at IS NOT NULL, here so that who waits for this row's lock then sees it.
+    closed boolean NOT NULL DEFAULT false,
     requests_per_s integer NOT NULL DEFAULT 500 CHECK (requests_per_s > 0),
     request_burst integer NOT NULL DEFAULT 5000 CHECK (request_burst > 0)
 );
@@ -73,11 +75,11 @@ $$;
 ALTER TABLE tokens
     ADD COLUMN created_by text,
     ADD COLUMN last_used_at timestamptz;
--- A name stands for one token at a time.
-UPDATE tokens t SET revoked_at = now()
-WHERE revoked_at IS NULL AND EXISTS (
-    SELECT FROM tokens n
-    WHERE n.project_id = t.project_id AND n.name = t.name AND n.revoked_at IS NULL AND n.created_at > t.created_at
+-- A name stands for one token at a time: of those that share one, all but the newest get another.
+UPDATE tokens SET name = left(name, 50) || '-' || left(id::text, 8)
+WHERE revoked_at IS NULL AND id NOT IN (
+    SELECT DISTINCT ON (project_id, name) id FROM tokens WHERE revoked_at IS NULL
+    ORDER BY project_id, name, created_at DESC, id
 );
 CREATE UNIQUE INDEX tokens_name ON tokens (project_id, name) WHERE revoked_at IS NULL;
 
@@ -91,6 +93,24 @@ CREATE TABLE amqp_users (
 );
 CREATE INDEX amqp_users_project ON amqp_users (project_id);
 
+-- What administrators asked for, each with the answer it got (null: it was done), so that one that comes again, however
+-- late, is answered and not done again. `digest` is the SHA-256 of what was asked.
+CREATE TABLE orders (
+    project_id text NOT NULL,
+    request_id text NOT NULL,
+    digest bytea NOT NULL,
+    problem jsonb,
+    at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (project_id, request_id, digest)
+);
+CREATE INDEX orders_at ON orders (at);
+
+-- An id may be refused in one project and live, or be refused, in another. The table is small: refusals are forgotten.
+-- squawk-ignore ban-drop-constraint
+ALTER TABLE rejections DROP CONSTRAINT rejections_pkey;
+-- squawk-ignore constraint-missing-not-valid, adding-serial-primary-key-field
+ALTER TABLE rejections ADD PRIMARY KEY (vm_id, project_id);
+
 -- Events may be about other things than VMs, or about a VM that never came to be. Older rows satisfy both rules, since
 -- none of these columns could be null. Nothing has been released that reads the table and would stumble over a null.
 -- squawk-ignore ban-drop-not-null
@@ -101,7 +121,7 @@ ALTER TABLE events ALTER COLUMN vm_name DROP NOT NULL;
 ALTER TABLE events ALTER COLUMN state DROP NOT NULL;
 ALTER TABLE events ADD CONSTRAINT events_state CHECK (state IS NULL OR vm_id IS NOT NULL) NOT VALID;
 ALTER TABLE events ADD CONSTRAINT events_move CHECK (moved_from IS NULL OR state IS NOT NULL) NOT VALID;
-CREATE INDEX events_rejected ON events (at) WHERE state IS NULL AND type = 'rejected';
+CREATE INDEX events_rejected ON events (project_id, (data->>'request_id')) WHERE state IS NULL AND type = 'rejected';
 
 -- The API sees one project at a time: the one it names in the setting leveret.project before it reads. '*' shows every
 -- project with its limits, for administrators, and nothing of what is in them.
@@ -139,18 +159,25 @@ CREATE POLICY api ON events FOR SELECT TO leveret_api USING (project_id = asked_
 -- Who presents this hash. The API cannot read hashes, only ask about the one it was given.
 CREATE FUNCTION identify(presented bytea)
 RETURNS TABLE (id uuid, project_id text, role text, name text, revoked boolean, expired boolean)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT t.id, t.project_id, t.role, t.name, t.revoked_at IS NOT NULL OR p.deleted_at IS NOT NULL,
            coalesce(t.expires_at <= now(), false)
-    FROM tokens t JOIN projects p ON p.id = t.project_id WHERE t.hash = presented
+    FROM public.tokens t JOIN public.projects p ON p.id = t.project_id WHERE t.hash = presented
 $$;
 
 -- How many VMs of all projects stand on each host.
 CREATE FUNCTION vms_per_host() RETURNS TABLE (host_id uuid, vms bigint)
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public AS $$
-    SELECT v.host_id, count(*) FROM vms v WHERE v.host_id IS NOT NULL GROUP BY v.host_id
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT v.host_id, count(*) FROM public.vms v WHERE v.host_id IS NOT NULL GROUP BY v.host_id
 $$;
 
+-- Nobody needs tables of his own; in one, a function of the owner's could be led astray.
+DO $$
+BEGIN
+    EXECUTE format('REVOKE TEMPORARY ON DATABASE %I FROM PUBLIC', current_database());
+END
+$$;
+REVOKE SELECT ON addresses FROM leveret_api;
 REVOKE ALL ON FUNCTION identify(bytea), vms_per_host(), take_requests(text[], integer[]) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION identify(bytea), vms_per_host() TO leveret_api;
 GRANT EXECUTE ON FUNCTION take_requests(text[], integer[]) TO leveret_conductor;
@@ -158,4 +185,4 @@ REVOKE SELECT ON tokens FROM leveret_api;
 GRANT SELECT (id, project_id, name, role, created_at, created_by, expires_at, last_used_at, revoked_at)
     ON tokens TO leveret_api;
 GRANT SELECT ON quotas, amqp_users TO leveret_api;
-GRANT SELECT, INSERT, UPDATE, DELETE ON quotas, request_buckets, amqp_users TO leveret_conductor;
+GRANT SELECT, INSERT, UPDATE, DELETE ON quotas, request_buckets, amqp_users, orders TO leveret_conductor;

@@ -45,6 +45,25 @@ async def append(connection: Connection, entries: Sequence[Event | Fact]) -> Non
     )
 
 
+async def append_refusals(connection: Connection, facts: Sequence[Fact]) -> None:
+    """Facts of the type `rejected`; one that is in the log already, for the same request, is not said again."""
+    if not facts:
+        return
+    rows = await connection.fetch(
+        """SELECT w.n FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS w (project, request, vm, n)
+        WHERE EXISTS (
+            SELECT FROM events e
+            WHERE e.project_id = w.project AND e.data->>'request_id' = w.request AND e.vm_id IS NOT DISTINCT FROM w.vm
+              AND e.type = 'rejected' AND e.state IS NULL
+        )""",
+        [fact.project_id for fact in facts],
+        [fact.data.get("request_id") for fact in facts],
+        [fact.vm_id for fact in facts],
+    )
+    said = {row["n"] for row in rows}
+    await append(connection, [fact for n, fact in enumerate(facts, start=1) if n not in said])
+
+
 def _columns(entry: Event | Fact) -> tuple[Any, ...]:
     if isinstance(entry, Fact):
         return entry.project_id, entry.vm_id, None, entry.type, None, None, entry.data

@@ -48,13 +48,13 @@ def amounts_of(vm: Vm) -> dict[str, int]:
 
 _ROOM = f"""
 SELECT q.project_id, {", ".join(f"{name}_max, {name}_used" for name in RESOURCES)}
-FROM quotas q JOIN projects p ON p.id = q.project_id
-WHERE q.project_id = ANY($1) AND p.deleted_at IS NULL
-ORDER BY q.project_id FOR UPDATE OF q
+FROM quotas q WHERE q.project_id = ANY($1) AND NOT q.closed
+ORDER BY q.project_id FOR UPDATE
 """
 
+# A counter that is wrong for whatever reason must not keep a VM from going (law 7): it does not sink below nothing.
 _BOOK = f"""
-UPDATE quotas SET {", ".join(f"{name}_used = {name}_used + d.{name}" for name in RESOURCES)}
+UPDATE quotas SET {", ".join(f"{name}_used = greatest(0, {name}_used + d.{name})" for name in RESOURCES)}
 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
     AS d (project_id, vms, vcpus, memory_mib, disk_gib)
 WHERE quotas.project_id = d.project_id
@@ -107,9 +107,13 @@ async def take_requests(connection: Connection, wanted: Mapping[str, int]) -> di
     return {row["project"]: (row["granted"], row["retry_after_s"]) for row in rows}
 
 
-async def open_ids(connection: Connection) -> list[str]:
-    """Every project that is not closed."""
-    return [row["id"] for row in await connection.fetch("SELECT id FROM projects WHERE deleted_at IS NULL")]
+async def open_ids(connection: Connection, among: Collection[str] | None = None) -> set[str]:
+    """The projects that are not closed: all, or those among these."""
+    rows = await connection.fetch(
+        "SELECT id FROM projects WHERE deleted_at IS NULL AND ($1::text[] IS NULL OR id = ANY($1))",
+        list(among) if among is not None else None,
+    )
+    return {row["id"] for row in rows}
 
 
 # Administration
@@ -123,11 +127,7 @@ async def create(connection: Connection, project: str) -> bool:
 
 async def quota(connection: Connection, project: str) -> dict[str, Any] | None:
     """A project's limits and what it uses, locked; None when there is no such project, or it is closed."""
-    row = await connection.fetchrow(
-        """SELECT q.* FROM quotas q JOIN projects p ON p.id = q.project_id
-        WHERE p.id = $1 AND p.deleted_at IS NULL FOR UPDATE OF q""",
-        project,
-    )
+    row = await connection.fetchrow("SELECT * FROM quotas WHERE project_id = $1 AND NOT closed FOR UPDATE", project)
     return dict(row) if row is not None else None
 
 
@@ -140,7 +140,8 @@ async def limit(connection: Connection, project: str, limits: Mapping[str, int |
 
 
 async def close(connection: Connection, project: str) -> None:
-    """No token and no broker user means this project any more. Its events stay readable for nobody but the owner."""
+    """No token and no broker user means this project any more."""
+    await connection.execute("UPDATE quotas SET closed = true WHERE project_id = $1", project)
     await connection.execute("UPDATE projects SET deleted_at = now() WHERE id = $1", project)
     await connection.execute(
         "UPDATE tokens SET revoked_at = now() WHERE project_id = $1 AND revoked_at IS NULL", project
@@ -194,6 +195,22 @@ async def revoke_token(connection: Connection, project: str, token_id: UUID) -> 
     return row["name"], row["revoked_at"] is None
 
 
+async def is_administered_without(connection: Connection, *, project: str = "", token_id: UUID | None = None) -> bool:
+    """Whether as many as before, or at least one, can administer the installation without this project or token."""
+    left: bool = await connection.fetchval(
+        """SELECT count(*) = count(*) FILTER (WHERE is_other) OR count(*) FILTER (WHERE is_other) > 0
+        FROM (
+            SELECT p.id <> $1 AND t.id IS DISTINCT FROM $2 AS is_other
+            FROM tokens t JOIN projects p ON p.id = t.project_id
+            WHERE t.role = 'admin' AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > now())
+              AND p.deleted_at IS NULL
+        ) AS administrators""",
+        project,
+        token_id,
+    )
+    return left
+
+
 async def tokens_used(connection: Connection, last_used: Mapping[UUID, float]) -> None:
     """Note when tokens were used; never earlier than is known, and never in the future by the database's clock."""
     await connection.execute(
@@ -210,15 +227,17 @@ async def amqp_users(connection: Connection, names: Sequence[str]) -> dict[str, 
     return {row["name"]: AmqpUser(row["project_id"], row["role"]) for row in rows}
 
 
-async def put_amqp_user(connection: Connection, name: str, user: AmqpUser, by: str) -> None:
-    await connection.execute(
+async def put_amqp_user(connection: Connection, name: str, user: AmqpUser, by: str) -> bool:
+    """Whether it speaks for this project now; it may speak for another."""
+    status = await connection.execute(
         """INSERT INTO amqp_users (name, project_id, role, created_by) VALUES ($1, $2, $3, $4)
-        ON CONFLICT (name) DO UPDATE SET role = excluded.role""",
+        ON CONFLICT (name) DO UPDATE SET role = excluded.role WHERE amqp_users.project_id = excluded.project_id""",
         name,
         user.project_id,
         user.role,
         by,
     )
+    return bool(count_of(status))
 
 
 async def remove_amqp_user(connection: Connection, project: str, name: str) -> bool:

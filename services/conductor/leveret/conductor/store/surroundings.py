@@ -13,7 +13,7 @@ SELECT 'buried' AS what, vm_id::text AS one, project_id AS two, NULL::jsonb AS d
 WHERE (vm_id, project_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))
 UNION ALL
 SELECT 'rejected', vm_id::text, project_id, jsonb_build_object('request_id', request_id, 'problem', problem)
-FROM rejections WHERE vm_id = ANY($1)
+FROM rejections WHERE (vm_id, project_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))
 UNION ALL
 SELECT 'taken', project_id, name, NULL FROM vms
 WHERE state <> 'deleted' AND (project_id, name) IN (SELECT * FROM unnest($2::text[], $3::text[]))
@@ -29,12 +29,12 @@ WHERE name = ANY($5)
 class Surroundings:
     """What there is already.
 
-    `buried` are ids with their projects, `taken` names with theirs; `rejected` says for an id whose request it was,
-    which one, and why it was refused.
+    `buried` are ids with their projects, `taken` names with theirs; `rejected` says for an id in a project
+    which request was refused, and why.
     """
 
     buried: set[tuple[UUID, str]] = field(default_factory=set)
-    rejected: dict[UUID, tuple[str, str, Problem]] = field(default_factory=dict)
+    rejected: dict[tuple[UUID, str], tuple[str, Problem]] = field(default_factory=dict)
     taken: set[tuple[str, str]] = field(default_factory=set)
     networks: set[str] = field(default_factory=set)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ async def look(
                 found.buried.add((UUID(row["one"]), row["two"]))
             case "rejected":
                 problem = Problem.model_validate(row["document"]["problem"])
-                found.rejected[UUID(row["one"])] = (row["two"], row["document"]["request_id"], problem)
+                found.rejected[UUID(row["one"]), row["two"]] = (row["document"]["request_id"], problem)
             case "taken":
                 found.taken.add((row["one"], row["two"]))
             case "network":

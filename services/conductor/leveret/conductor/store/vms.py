@@ -84,8 +84,10 @@ RETURNING id
 
 _UPDATED = ["id", *_CHANGING]
 _UPDATE = f"""
-UPDATE vms SET {", ".join(f"{name} = {_value(name)}" for name in _CHANGING)}, updated_at = now()
-FROM unnest({_parameters(_UPDATED)}, ${len(_UPDATED) + 1}::bigint[]) AS new ({", ".join(_UPDATED)}, known_generation)
+UPDATE vms SET {", ".join(f"{name} = {_value(name)}" for name in _CHANGING)},
+    updated_at = CASE WHEN new.is_visible THEN now() ELSE vms.updated_at END
+FROM unnest({_parameters(_UPDATED)}, ${len(_UPDATED) + 1}::bigint[], ${len(_UPDATED) + 2}::boolean[])
+    AS new ({", ".join(_UPDATED)}, known_generation, is_visible)
 WHERE vms.id = new.id AND vms.generation = new.known_generation
 """
 
@@ -191,10 +193,17 @@ async def _update(connection: Connection, changes: Sequence[Change]) -> list[Cha
     if not changes:
         return []
     known = [change.before.generation for change in changes if change.before is not None]
-    status = await connection.execute(_UPDATE, *_arrays([change.after for change in changes], _UPDATED), known)
+    visible = [_is_visible(change) for change in changes]
+    status = await connection.execute(_UPDATE, *_arrays([change.after for change in changes], _UPDATED), known, visible)
     if count_of(status) != len(changes):
         raise RuntimeError(f"{len(changes)} locked VMs were to be updated: {status}")
     return list(changes)
+
+
+def _is_visible(change: Change) -> bool:
+    """Whether its owner sees another VM now. What Leveret notes for itself makes no new revision of it."""
+    own = ("recent_requests", "sent_at", "report_epoch", "report_seq", "deadline", "grace_s", "updated_at")
+    return any(getattr(change.after, name) != getattr(change.before, name) for name in VM_COLUMNS if name not in own)
 
 
 def _arrays(vms: Sequence[Vm], names: Sequence[str]) -> list[list[object]]:
@@ -220,6 +229,20 @@ async def put_user_data(connection: Connection, user_data: dict[UUID, bytes]) ->
             list(user_data),
             list(user_data.values()),
         )
+
+
+async def claim_ids(connection: Connection, ids: Iterable[UUID]) -> datetime:
+    """Nobody else makes or buries VMs of these ids until the transaction ends: there is no row yet to lock.
+
+    Returns the transaction's time, to save a round trip.
+    """
+    keys = sorted({int.from_bytes(vm_id.bytes[8:], signed=True) for vm_id in ids})
+    row = await connection.fetchrow(
+        "SELECT now() AS now, (SELECT count(pg_advisory_xact_lock(key)) FROM unnest($1::bigint[]) AS key)", keys
+    )
+    assert row is not None
+    now: datetime = row["now"]
+    return now
 
 
 async def database_now(connection: Connection) -> datetime:
