@@ -322,6 +322,34 @@ def test_the_verbs_wait_until_they_are_true(cli: Cli) -> None:
     assert not {"one", "two"} & {vm["name"] for vm in cli.json("list")}
 
 
+def test_the_verbs_wait_for_what_was_queued_too(cli: Cli) -> None:
+    """Before its verdict nothing is known of a request: how the VM stands is of before it."""
+    cli("create", "queued")
+    for verb, state in (("stop", "stopped"), ("start", "running"), ("reboot", "running"), ("delete", "deleted")):
+        before = cli.json("show", "queued")["generation"]
+        with frozen(cli, "conductor-1") as thaw:
+            doing = cli.start(verb, "queued", "--wait", "-o", "json")
+            assert doing.stderr is not None
+            assert "queued: queued" in doing.stderr.readline()
+            thaw()
+            shown, told = doing.communicate(timeout=60)
+        assert doing.returncode == 0, (verb, told)
+        (vm,) = json.loads(shown)
+        assert (vm["state"], vm["generation"]) == (state, before + 1), verb
+
+
+def test_a_queued_request_that_is_refused_in_the_end_is_told_as_refused(cli: Cli) -> None:
+    cli("create", "halted", "--stopped")
+    with frozen(cli, "conductor-1") as thaw:
+        doing = cli.start("reboot", "halted", "--wait")
+        assert doing.stderr is not None
+        assert "queued" in doing.stderr.readline()
+        thaw()
+        _, told = doing.communicate(timeout=60)
+    assert doing.returncode == 4, told
+    assert "(state_conflict)" in told
+
+
 def test_wait_waits_for_several_and_its_exit_code_tells(cli: Cli) -> None:
     cli("create", "first", "--no-wait")
     cli("create", "second", "--no-wait")
@@ -452,6 +480,12 @@ def test_a_shell_completes_commands_vms_images_hosts_projects_and_contexts(cli: 
     assert completions(cli, "list", "--host", cli.json("hosts")[0]["name"]) == [cli.json("hosts")[0]["name"]]
     assert completions(cli, "project", "show", "def") == ["default"]
     assert completions(cli, "context", "use", "lo") == ["local"]
+    cli("token", "create", "completed-token", "-o", "name")
+    assert completions(cli, "token", "revoke", "completed-t") == ["completed-token"]
+    cli("project", "create", "completing")
+    assert completions(cli, "token", "revoke", "-p", "completing", "completed-t") == []
+    cli("project", "add-amqp-user", "completing", "completed-user")
+    assert completions(cli, "project", "remove-amqp-user", "completing", "comp") == ["completed-user"]
     assert completions(cli, "--context", "local", "show", "complet") == ["completed"]
     assert completions(cli, "--context", "nowhere", "show", "complet") == []
 
@@ -471,6 +505,34 @@ def test_a_wrong_token_is_refused_with_a_hint(cli: Cli) -> None:
     assert "(unauthenticated)" in told
     assert "Traceback" not in told
     assert "lv_wrong" not in told
+
+
+@pytest.mark.parametrize("token", ["lv_sec ret\n", "lv_s\u00e9cret\n", "\n"])
+def test_a_token_that_cannot_be_sent_is_a_usage_error_and_is_not_told(cli: Cli, token: str) -> None:
+    (cli.root / "token").write_text(token)
+    for args in (("list",), ("doctor", "--no-machine")):
+        done = cli("--token-file", str(cli.root / "token"), *args, code=2 if args == ("list",) else 0)
+        assert "cannot be a token" in done.stderr + done.stdout
+        assert "cret" not in done.stderr + done.stdout
+    ours = Cli(cli.root, cli.env | {"LEVERET_URL": cli.json("whoami")["url"], "LEVERET_TOKEN": token})
+    assert "cret" not in ours("list", code=2).stderr
+
+
+def test_a_line_break_after_a_token_in_the_environment_does_no_harm(cli: Cli) -> None:
+    token = (cli.root / "state/token").read_text().strip()
+    ours = Cli(cli.root, cli.env | {"LEVERET_URL": cli.json("whoami")["url"], "LEVERET_TOKEN": f"{token}\n"})
+    assert ours("whoami").returncode == 0
+
+
+def test_a_selector_that_cannot_be_read_is_a_usage_error(cli: Cli) -> None:
+    for selector in ("a=b=c", "", "!", "a in"):
+        assert "label: cannot be read from character" in cli("list", "-l", selector, code=2).stderr
+
+
+def test_no_event_has_so_great_a_number(cli: Cli) -> None:
+    assert "at most" in cli("events", "--after", str(2**63), code=2).stderr
+    told = cli("events", "--after", str(2**63 - 1), code=5).stderr
+    assert "went back to event" in told
 
 
 # On a terminal
@@ -510,10 +572,10 @@ def test_a_narrow_terminal_gets_whole_lines_of_what_matters(cli: Cli) -> None:
     assert all(len(line) <= 40 for line in lines)
 
 
-@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("columns", [60, 70, 80])
 def test_no_line_is_longer_than_the_terminal(cli: Cli, columns: int) -> None:
     cli("create", f"wide-{columns}", "--label", "a=b", "--no-wait")
-    for args in (("list",), ("doctor",), ("create", "--memory", "4T")):
+    for args in (("list",), ("doctor",), ("create", "--memory", "4T"), ("events", "-n", "200")):
         shown = on_a_terminal(cli, *args, columns=columns, NO_COLOR="1", TERM="dumb")
         assert "\x1b" not in shown, args
         # A path is not cut: it is there to be copied.

@@ -62,7 +62,9 @@ def test_a_project_has_limits_that_hold_for_its_members(cli: Cli) -> None:
     member = holder(cli, made.stdout.strip(), "limited-ci")
     assert member.json("whoami")["project"] == "limited"
     member("create", "one")
-    assert "(quota_exceeded)" in member("create", "two", code=4).stderr
+    told = member("create", "two", code=4).stderr
+    assert "(quota_exceeded)" in told
+    assert "VMs: 1 of 1 used, 1 more asked" in told
     assert cli.json("quota", "show", "limited")["usage"]["vms"] == 1
     assert "(forbidden)" in member("quota", "set", "--vms", "5", code=2).stderr
     cli("quota", "set", "limited", "--vms", "none", "--disk", "1T")

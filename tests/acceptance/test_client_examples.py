@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from installation import Installation
 
-from leveret.stack.client_permissions import client_permissions
-
 pytestmark = pytest.mark.acceptance
 
 PAGE = Path(__file__).parents[2] / "docs" / "client.md"
@@ -36,11 +34,15 @@ async def run(line: int, code: str, names: dict[str, Any]) -> None:
 
 async def test_every_example_of_the_guide_runs(house: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     user = f"builder-{uuid.uuid4().hex[:8]}"
-    rights = client_permissions(user, "default", "member")
-    amqp_url = await asyncio.to_thread(
-        house.rabbit.create_user, user, configure=rights.configure, write=rights.write, read=rights.read
+    # As `leveret project add-amqp-user` does: first Leveret knows the user, then the broker.
+    async with house.client() as client:
+        await client.add_amqp_user("default", user)
+    amqp_url = await asyncio.to_thread(house.rabbit.create_client, user, "default", "member")
+    # Where script/guest-images has run, `leveret up` has registered it; simulated hosts boot anything.
+    await house.query(
+        """INSERT INTO images SELECT 'appliance', url, sha256, format FROM images WHERE name = 'tiny'
+        ON CONFLICT DO NOTHING"""
     )
-    await house.query("INSERT INTO images SELECT 'debian-12', url, sha256, format FROM images WHERE name = 'tiny'")
     monkeypatch.setenv("LEVERET_URL", house.url)
     monkeypatch.setenv("LEVERET_TOKEN", house.token)
     monkeypatch.setenv("LEVERET_AMQP_URL", amqp_url)
@@ -52,4 +54,11 @@ async def test_every_example_of_the_guide_runs(house: Installation, monkeypatch:
     async with house.client() as client:
         assert [vm.name async for vm in client.list()] == []
         await client.remove_amqp_user("default", user)
-    await house.query("DELETE FROM images WHERE name = 'debian-12'")
+
+
+def test_the_images_of_the_guide_are_those_that_leveret_up_registers() -> None:
+    """`leveret up` registers what script/guest-images builds, from the folders in deploy/images."""
+    built = {folder.name for folder in (PAGE.parents[1] / "deploy" / "images").iterdir() if folder.is_dir()}
+    named = set(re.findall(r'ImageByName\(name="([^"]+)"\)', PAGE.read_text()))
+    assert named
+    assert named <= built

@@ -37,7 +37,7 @@ SOME = 5_000
 STRANGER = "stranger"
 #: Whose answers end the connection that sends them gets none for a while: that is another broker user's trouble.
 VILLAIN = "villain"
-#: Sent and not yet accounted for: the broker's queue is full of them all the time, and no larger than that.
+#: Asked and not yet answered: there are always some in the queue, and no more than that.
 IN_FLIGHT = 4_000
 
 HONEST: dict[str, Any] = {
@@ -132,10 +132,6 @@ class Account:
         self.codes[f"dead: {message.headers['dead_code']!s}"] += 1
         self.news.set()
 
-    @property
-    def total(self) -> int:
-        return len(self.answered) + self.dead.total()
-
 
 async def send_everything(
     channel: aiormq.abc.AbstractChannel, villains: aiormq.abc.AbstractChannel, count: int, account: Account
@@ -163,7 +159,7 @@ async def send_everything(
             user_id=STRANGER,
         )
         await post(channel, topology.REQUESTS.name, kind.encode(), head, body)
-        while n - account.total > IN_FLIGHT + len(designed) // 2:
+        while len(asking) - len(account.answered) > IN_FLIGHT:
             account.news.clear()
             await account.news.wait()
     return asking, designed

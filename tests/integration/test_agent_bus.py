@@ -22,7 +22,16 @@ from leveret.compute.settings import ComputeSettings
 from leveret.shared import topology
 from leveret.shared.bus import DONE, Caller, Consumer, Delivery, Furniture, Link, Outcome
 from leveret.shared.lifecycle import Observed, Wanted
-from leveret.shared.messages import ConsoleTail, Heartbeat, HostReport, ListVms, ReadConsole, VmReport
+from leveret.shared.messages import (
+    AskInventory,
+    ConsoleTail,
+    Heartbeat,
+    HostInventory,
+    HostReport,
+    ListVms,
+    ReadConsole,
+    VmReport,
+)
 from leveret.stack.rabbitmq import Rabbit
 
 pytestmark = pytest.mark.integration
@@ -183,6 +192,12 @@ async def test_a_list_is_complete_and_a_console_is_answered(broker: Rabbit, desk
         tail = await desk.caller.ask(topology.HOSTS.name, str(host_id), ReadConsole(vm_id=VM_ID), wait_s=5)
         assert isinstance(tail, ConsoleTail)
         assert tail.text.endswith("is up\r\n")
+        shown = await desk.caller.ask(topology.HOSTS.name, str(host_id), AskInventory(), wait_s=5)
+        assert isinstance(shown, HostInventory)
+        assert [(domain.vm_id, domain.token, domain.running) for domain in shown.domains] == [
+            (VM_ID, wish().token, True)
+        ]
+        assert (shown.host_id, shown.files, shown.foreign, shown.leftovers) == (host_id, (VM_ID,), (), ())
 
 
 async def test_what_is_no_command_is_kept_with_the_reason_and_holds_nothing_up(

@@ -1,11 +1,13 @@
 """The AMQP class of the client: a broker user with a client's rights, a real conductor, a real broker."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
@@ -166,6 +168,67 @@ async def test_a_broker_user_that_nobody_lets_speak_is_refused(clients: Clients,
         with pytest.raises(Denied) as caught:
             await leveret.create(tiny("web"))
     assert caught.value.code == "forbidden"
+
+
+async def test_a_wrong_password_is_told_at_once(clients: Clients) -> None:
+    url = await clients.user()
+    wrong = url.replace(f":{urlsplit(url).password}@", ":wrong-secret@")
+    async with asyncio.timeout(10), LeveretAmqp(wrong, "default", retry_for_s=60) as leveret:
+        for asking in (
+            leveret.create(tiny("web")),
+            anext(leveret.watch()),
+            leveret.wait(new_id(), "running", timeout_s=60),
+        ):
+            with pytest.raises(Denied) as caught:
+                await asking
+            assert (caught.value.status, caught.value.code) == (401, "unauthenticated")
+            assert "secret" not in str(caught.value)
+
+
+async def test_a_virtual_host_that_is_not_there_is_told_apart_from_a_broker_that_is_not(clients: Clients) -> None:
+    url = urlsplit(await clients.user())._replace(path="/elsewhere").geturl()
+    async with LeveretAmqp(url, "default", waits=False, retry_for_s=1) as leveret:
+        with pytest.raises(Unreachable, match="virtual host"):
+            await leveret.create(tiny("web"))
+
+
+async def test_a_wait_for_a_request_does_not_go_by_what_was_before_it(clients: Clients, host: Host) -> None:
+    async with LeveretAmqp(await clients.user(), "default") as leveret:
+        vm_id = (await leveret.create(tiny("web"))).vm_id
+        await run(host, vm_id, guest_ready=True)
+        await leveret.wait(vm_id, "running", timeout_s=10)
+        waiting = asyncio.create_task(leveret.wait(await leveret.reboot(vm_id), "running", timeout_s=10))
+        command = await host.command(vm_id, lambda c: c.restarts == 1)
+        assert not waiting.done()
+        await host.say(host.seen(command, Observed.RUNNING, guest_ready=True))
+        assert (await waiting).state is State.RUNNING
+        again = await leveret.wait(await leveret.start(vm_id), "running", timeout_s=10)  # it changes nothing
+        assert again.state is State.RUNNING
+
+
+async def test_a_queued_request_is_asked_again_until_it_is_judged(feed: "Feed") -> None:
+    url = feed.follower(role="member")
+    async with LeveretAmqp(url, feed.project, verdict_wait_s=0.1) as leveret:
+        asked = await leveret.start(new_id())
+        assert asked.verdict == "queued"
+        with pytest.raises(WaitTimedOut, match="still queued"):
+            await leveret.wait(asked, "running", timeout_s=1.0)
+        with pytest.raises(ValueError, match="runing"):
+            await leveret.wait(asked, "runing", timeout_s=1.0)  # type: ignore[arg-type]
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_a_trace_goes_along_with_a_request(clients: Clients, host: Host) -> None:
+    async with LeveretAmqp(await clients.user(), "default", waits=False) as leveret:
+        vm_id = (await leveret.create(tiny("web"), traceparent=TRACEPARENT)).vm_id
+        await leveret.update(vm_id, UpdateVm(labels={"a": "b"}), if_match="*", traceparent=TRACEPARENT)
+        with pytest.raises(ValueError, match="traceparent"):
+            await leveret.delete(vm_id, traceparent="00-0")
+    rows = await clients.world.db.fetch("SELECT type, data FROM events WHERE vm_id = $1", vm_id)
+    told = {row["type"]: json.loads(row["data"]) if isinstance(row["data"], str) else row["data"] for row in rows}
+    assert told["accepted"]["traceparent"] == told["changed"]["traceparent"] == TRACEPARENT
 
 
 async def test_nobody_there_is_unreachable_and_tells_no_password() -> None:

@@ -56,6 +56,9 @@ class Machine(Protocol):
 
     def add_foreign(self) -> UUID: ...
 
+    def litter(self, name: str) -> None:
+        """Somebody puts a file into the pool."""
+
 
 class SimulatedMachine:
     def __init__(self, directory: Path) -> None:
@@ -93,6 +96,9 @@ class SimulatedMachine:
         vm_id = uuid4()
         self.last.add_foreign(vm_id)
         return vm_id
+
+    def litter(self, name: str) -> None:
+        self.last.litter(name)
 
 
 class LibvirtMachine:
@@ -147,6 +153,9 @@ class LibvirtMachine:
         )
         virsh(self._libvirtd.uri, "define", str(path))
         return vm_id
+
+    def litter(self, name: str) -> None:
+        (self._directory / "pool" / name).write_text("Who put this here?\n")
 
     def clean(self) -> None:
         """Leave no domain to the next test."""
@@ -464,6 +473,7 @@ async def test_foreign_domains_are_counted_and_never_touched(bench: Bench) -> No
     driver, foreign, vm = bench.driver, bench.machine.add_foreign(), bench.vm()
     await bench.build(vm)
     inventory = await driver.inventory()
+    assert inventory.strangers == (foreign,)
     assert inventory.foreign == 1
     assert [domain.journal.vm_id for domain in inventory.domains] == [vm.vm_id]
     assert await driver.find(foreign) is None
@@ -477,6 +487,17 @@ async def test_foreign_domains_are_counted_and_never_touched(bench: Bench) -> No
     assert await refused(lambda: driver.mark(usurper)) == Code.DEFINE_FAILED
     await driver.remove(vm.vm_id)
     assert (await driver.inventory()).foreign == 1
+
+
+async def test_what_lies_in_the_pool_and_belongs_to_nothing_is_told(bench: Bench) -> None:
+    driver, vm = bench.driver, bench.vm()
+    await bench.build(vm)
+    assert await driver.leftovers() == ()
+    bench.machine.litter("notes.txt")
+    assert await driver.leftovers() == ("notes.txt",)
+    assert await driver.files() == {vm.vm_id}
+    await driver.remove(vm.vm_id)
+    assert await driver.leftovers() == ("notes.txt",)
 
 
 async def test_guests_outlive_the_hypervisor_daemon_and_its_absence_is_told_by_every_verb(bench: Bench) -> None:

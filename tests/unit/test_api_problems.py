@@ -46,6 +46,20 @@ def test_every_status_is_an_error_and_a_code_without_one_is_our_defect() -> None
     assert problems.status_of(Code.DISK_FULL) is HTTPStatus.INTERNAL_SERVER_ERROR
 
 
+@pytest.mark.parametrize(
+    ("code", "title"),
+    [
+        (Code.VM_NOT_FOUND, "VM not found"),
+        (Code.AMQP_USER_NOT_FOUND, "AMQP user not found"),
+        (Code.ID_CONFLICT, "ID conflict"),
+        (Code.NO_CAPACITY, "No capacity"),
+        (Code.NOT_FOUND, "Not found"),
+    ],
+)
+def test_a_title_is_written_as_people_write(code: Code, title: str) -> None:
+    assert problems.title_of(code) == title
+
+
 def test_a_problem_document_has_the_fields_of_the_rfc_and_ours() -> None:
     problem = Problem.of(Code.NO_CAPACITY, "None of 3 hosts can take it.", refused_by={"memory_mib": 3}, host="h1")
     document = problems.view(problem, request_id="r-1", docs_url="/docs/errors").model_dump(

@@ -7,8 +7,10 @@ import pytest
 from fastapi import FastAPI, Request
 from httpx2 import ASGITransport, AsyncClient
 from starlette.responses import Response, StreamingResponse
+from structlog.testing import capture_logs
 
 from leveret.api.app import build, main
+from leveret.api.routes import ROUTES, Route
 from leveret.api.settings import ApiSettings
 
 pytestmark = pytest.mark.unit
@@ -81,6 +83,58 @@ async def test_a_route_is_measured_by_its_template_and_never_by_its_ids(client: 
     assert 'route="/v1/vms/{vm_id}",status="401"' in text
     assert 'route="(none)",status="404"' in text
     assert "0198c5a2" not in text
+
+
+SYSTEM = [route for route in ROUTES if not route.needs_token]
+
+
+@pytest.mark.parametrize("route", SYSTEM, ids=lambda route: route.operation)
+async def test_what_needs_no_token_is_strict_and_guessed_by_nobody(route: Route, client: AsyncClient) -> None:
+    answer = await client.get(route.path)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "cache-control" not in answer.headers
+    head = await client.head(route.path)
+    assert (head.status_code, head.headers["content-type"]) == (answer.status_code, answer.headers["content-type"])
+    refused = await client.get(route.path, params={"verbos": 1})
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "verbos")
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/errors"])
+async def test_no_other_page_may_frame_ours(path: str, client: AsyncClient) -> None:
+    policy = (await client.get(path)).headers["content-security-policy"]
+    assert {"default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'"} <= set(policy.split("; "))
+
+
+@pytest.mark.parametrize(
+    ("headers", "kept"), [({}, "no-store"), ({"ETag": '"1"'}, "private, no-cache"), ({"Cache-Control": "x"}, "x")]
+)
+async def test_what_a_token_was_told_is_kept_by_nobody_on_the_way(
+    headers: dict[str, str], kept: str, app: FastAPI, client: AsyncClient
+) -> None:
+    async def tell(_request: Request) -> Response:
+        return Response(headers=headers)
+
+    app.add_api_route("/v1/tell", tell)
+    answer = await client.get("/v1/tell", headers={"Authorization": "Bearer x"})
+    assert answer.headers["cache-control"] == kept
+    missing = await client.get("/v1/no-such", headers={"Authorization": "Bearer x"})
+    assert (missing.status_code, missing.headers["cache-control"]) == (404, "no-store")
+
+
+async def test_the_log_line_of_a_request_says_which_trace_it_belongs_to(client: AsyncClient) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    with capture_logs() as lines:
+        await client.get("/v1/whoami", headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+        await client.get("/v1/whoami", headers={"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"})
+    traced, untraced = (line for line in lines if line["event"] == "request.done")
+    assert traced["trace_id"] == trace
+    assert "trace_id" not in untraced
+
+
+async def test_two_tokens_are_none(client: AsyncClient) -> None:
+    answer = await client.get("/v1/whoami", headers=[("Authorization", "Bearer a"), ("Authorization", "Bearer b")])
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert "more than one" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -92,7 +92,7 @@ def test_no_capacity_says_how_many_hosts_each_constraint_refused(capsys: pytest.
         "error: No host has room. (no_capacity)",
         "  hint: Ask for less.",
         "  hosts refused by: memory 3, zone 1",
-        "  largest: vcpus 2",
+        "  the most that one host has free: vcpus 2",
         "  request id: req-1",
     ]
 
@@ -123,3 +123,32 @@ def test_a_defect_is_told_without_a_traceback_unless_asked_for(
     monkeypatch.setenv("LEVERET_DEBUG", "1")
     report(ZeroDivisionError("division by zero"))
     assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+DETAILS = [
+    ({"quota": {"vms": {"limit": 1, "used": 1, "asked": 1}}}, ["VMs: 1 of 1 used, 1 more asked"]),
+    (
+        {"quota": {"memory_mib": {"limit": 2048, "used": 1536, "asked": 1024}, "disk_gib": {"limit": 5, "used": 9}}},
+        ["memory: 1536M of 2G used, 1G more asked", "disk: 9G of 5G used"],
+    ),
+    ({"hosts": 3, "constraints": {"memory_mib": 3}}, ["hosts refused by: memory_mib 3"]),
+    ({"hosts": 0, "constraints": {}}, ["there is no host"]),
+    ({"revision": "3.17"}, ["its revision is now 3.17"]),
+    ({"retry_after_s": 1.5}, ["it may be asked again in 1.5 s"]),
+    ({"after": 9, "last_seq": 4}, ["after: 9", "the newest event is 4"]),
+    ({"something_new": {"a": [1, None], "b": True}}, ["something new: a 1, none, b yes"]),
+]
+
+
+@pytest.mark.parametrize(("details", "lines"), DETAILS)
+def test_details_are_told_in_words(
+    details: dict[str, object], lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(errors.ApiError(status=409, code="some_code", message="No.", details=details))
+    assert capsys.readouterr().err.splitlines() == ["error: No. (some_code)", *(f"  {line}" for line in lines)]
+
+
+def test_a_retry_after_of_the_header_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    details = {"retry_after_s": 2.0}
+    report(errors.ApiError(status=429, code="rate_limited", message="Slower.", details=details, retry_after_s=2.0))
+    assert capsys.readouterr().err.count("it may be asked again in 2 s") == 1

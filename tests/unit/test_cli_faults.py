@@ -7,8 +7,8 @@ import pytest
 import typer
 from pydantic import BaseModel
 
+from leveret.client.cli.amqp_users import AmqpRoleChoice
 from leveret.client.cli.faults import RULES, checked, checked_word
-from leveret.client.cli.project import AmqpRoleChoice
 from leveret.client.cli.token import RoleChoice
 from leveret.client.cli.wait import Goal
 from leveret.client.leveret import Target

@@ -9,7 +9,6 @@ from leveret.client.config import (
     Config,
     Context,
     Contexts,
-    check_url,
     config_path,
     load,
     owned_by,
@@ -18,6 +17,7 @@ from leveret.client.config import (
     write_contexts,
 )
 from leveret.client.errors import ConfigError
+from leveret.client.inputs import check_amqp_url, check_url
 
 pytestmark = pytest.mark.unit
 
@@ -113,7 +113,7 @@ def test_a_token_may_lie_in_a_file_beside_the_configuration(environ: dict[str, s
     (path.parent / "work.token").write_text("in-a-file\n")
     assert load(environ).token == "in-a-file"
     (path.parent / "work.token").write_text("two words\n")
-    with pytest.raises(ConfigError, match="does not hold a token") as caught:
+    with pytest.raises(ConfigError, match="cannot be a token") as caught:
         load(environ)
     assert "two words" not in str(caught.value)
 
@@ -172,3 +172,45 @@ def test_a_directory_that_cannot_be_written_is_told(environ: dict[str, str], tmp
 def test_the_token_is_not_in_the_configurations_text(kept: Config, two: Contexts) -> None:
     assert "from-file" not in repr(kept)
     assert "work-token" not in repr(two)
+
+
+def test_a_line_break_at_the_end_of_a_token_does_not_belong_to_it(environ: dict[str, str], kept: Config) -> None:
+    environ |= {"LEVERET_URL": "http://env.test", "LEVERET_TOKEN": "lv_env\n"}
+    assert load(environ).token == "lv_env"
+    path = config_path(environ)
+    path.write_text(path.read_text().replace('"from-file"', '"from-file\\n"'))
+    assert load(environ, context="local").token == "from-file"
+
+
+@pytest.mark.parametrize("token", [" ", "\n", "lv_secret x", "lv_s\u00e9cret", "lv_secret\r\nX: y"])
+def test_a_token_that_cannot_be_sent_is_not_told(environ: dict[str, str], token: str) -> None:
+    for given in ({"LEVERET_URL": "http://env.test", "LEVERET_TOKEN": token}, {}):
+        save(Config("http://127.0.0.1:8420", token), config_path(environ))
+        with pytest.raises(ConfigError, match=r"cannot be a token|no token") as caught:
+            load(environ | given)
+        assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "lv_secret",
+        "http://u:secret@broker",
+        "amqp://broker",
+        "amqp://u@broker",
+        "amqp://u:secret@",
+        "amqp://u:secret@broker:0",
+        "amqp://u:secret@broker:x",
+        "amqp://u:secret @broker",
+    ],
+)
+def test_what_is_no_address_of_a_broker_is_refused_and_not_told(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_amqp_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_the_address_of_a_broker_may_say_little() -> None:
+    for url in ("amqp://u:p@broker", "amqps://u:p%2F@broker:5671/leveret", "amqp://u:p@[::1]:5672/%2F"):
+        assert check_amqp_url(url) == url

@@ -1,9 +1,10 @@
 """The client's own judgement: what it sends again, what it gives up on, what it makes of answers."""
 
+import asyncio
 import json
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx2
@@ -13,19 +14,20 @@ from leveret.api.problems import STATUS
 from leveret.client.errors import (
     Ambiguous,
     ApiError,
+    ConfigError,
     Conflict,
     Denied,
+    EventGap,
     Invalid,
     Missing,
     NotFound,
     Unavailable,
     Unreachable,
-    VmFailed,
+    WaitTimedOut,
     refusal,
 )
 from leveret.client.http import Http
 from leveret.client.leveret import Leveret
-from leveret.client.target import reached
 from leveret.shared.documents import CreateToken, CreateVm, ImageByName, UpdateVm, VmView
 
 pytestmark = pytest.mark.unit
@@ -245,48 +247,6 @@ async def test_events_go_on_where_they_were_after_a_lost_connection() -> None:
     assert [request.url.params["after"] for request in peer.requests] == ["0", "1", "1", "3"]
 
 
-def view(**more: Any) -> VmView:
-    return VmView.model_validate_json(json.dumps(vm(**more)))
-
-
-PROBLEM = {"code": "build_failed", "message": "All hosts failed."}
-
-
-@pytest.mark.parametrize(
-    ("shape", "target", "expected"),
-    [
-        ({}, "running", True),
-        ({"generation": 2}, "running", False),  # an older wish has come true
-        ({}, "ready", False),
-        ({"guest_ready": True}, "ready", True),
-        ({"state": "pending", "observed_generation": 0}, "running", False),
-        ({"state": "stopped", "desired": "running", "generation": 2}, "running", False),  # a start is under way
-        ({"state": "stopped", "desired": "stopped"}, "stopped", True),
-        ({"desired": "stopped", "generation": 2}, "stopped", False),
-        ({"state": "deleted", "desired": "deleted"}, "deleted", True),
-        ({"state": "deleting", "desired": "deleted", "generation": 2}, "deleted", False),
-    ],
-)
-def test_what_counts_as_reached(shape: dict[str, Any], target: Any, expected: bool) -> None:
-    assert reached(view(**shape), target) is expected
-
-
-@pytest.mark.parametrize(
-    ("shape", "target"),
-    [
-        ({"state": "error", "problem": PROBLEM}, "running"),
-        ({"state": "error", "problem": PROBLEM}, "stopped"),
-        ({"state": "stopped", "desired": "running"}, "ready"),  # it went off by itself
-        ({"desired": "stopped", "generation": 2}, "running"),  # somebody stops it
-        ({"state": "deleting", "desired": "deleted"}, "running"),
-        ({}, "deleted"),
-    ],
-)
-def test_what_will_not_come_by_itself(shape: dict[str, Any], target: Any) -> None:
-    with pytest.raises(VmFailed):
-        reached(view(**shape), target)
-
-
 async def test_the_outcome_of_a_wait_in_the_api_is_in_the_receipt() -> None:
     answer = receipt()
     answer.headers["Leveret-Wait"] = "timed_out"
@@ -342,6 +302,7 @@ async def test_a_write_may_go_on_under_a_request_id_of_ones_own() -> None:
         ('"3.1795334401000000"', '"3.1795334401000000"'),
         ("3.1795334401000000", '"3.1795334401000000"'),
         (3, '"3"'),
+        ("*", "*"),
     ],
 )
 @pytest.mark.parametrize("verb", ["delete", "start", "stop", "reboot", "retry"])
@@ -435,3 +396,181 @@ async def test_names_in_addresses_are_quoted() -> None:
         with pytest.raises(Missing):
             await client.project("../vms?x=1")
     assert peer.requests[0].url.raw_path == b"/v1/projects/..%2Fvms%3Fx%3D1"
+
+
+SECRET = "lv_Vq3secret"
+
+
+@pytest.mark.parametrize(
+    "token", ["", f"{SECRET}\n", f"{SECRET} x", f"{SECRET}\u00e9", f"{SECRET}\r\nX: y", f"\0{SECRET}"]
+)
+def test_a_token_that_cannot_be_sent_is_refused_without_being_told(token: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Leveret("http://leveret.test", token)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        SECRET,
+        f"ftp://{SECRET}",
+        f"//{SECRET}",
+        f"http://{SECRET}@leveret.test",
+        f"http://x:{SECRET}@leveret.test",
+        f"http://leveret.test/?{SECRET}",
+        f"http://leveret.test\n{SECRET}",
+        f"http://{SECRET}:99999",
+        f"http://[{SECRET}",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_being_told(url: str) -> None:
+    """It may be the token, in the wrong place."""
+    with pytest.raises(ConfigError) as caught:
+        Leveret(url, "lv_good")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [httpx2.LocalProtocolError, httpx2.UnsupportedProtocol])
+async def test_what_cannot_be_sent_is_neither_sent_again_nor_told(kind: type[httpx2.TransportError]) -> None:
+    peer, sleeps = Peer(kind(f"Illegal header value b'Bearer {SECRET}'")), Sleeps()
+    with pytest.raises(ConfigError) as caught:
+        await http(peer, sleeps).send("PUT", "/v1/vms/x", body="{}")
+    assert "secret" not in str(caught.value)
+    assert caught.value.__suppress_context__
+    assert len(peer.requests) == 1
+    with pytest.raises(ConfigError) as caught:
+        async with http(peer, sleeps).listen("/v1/events", params={}, headers={}, silence_s=1):
+            pytest.fail("it was sent")
+    assert "secret" not in str(caught.value)
+
+
+NOT_TO_BE_SENT: list[dict[str, Any]] = [
+    {"request_id": ""},
+    {"request_id": "two words"},
+    {"request_id": "line\nbreak"},
+    {"request_id": "x" * 129},
+    {"if_match": "latest"},
+    {"if_match": ""},
+    {"traceparent": "00-0"},
+    {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\n"},
+]
+
+
+@pytest.mark.parametrize("given", NOT_TO_BE_SENT)
+async def test_headers_that_cannot_be_sent_are_refused_before_anything_is(given: dict[str, Any]) -> None:
+    peer = Peer(receipt())
+    async with leveret(peer) as client:
+        with pytest.raises(ValueError, match=r"request id|if_match|traceparent"):
+            await client.start(VM_ID, **given)
+    assert peer.requests == []
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_every_write_takes_a_trace_along() -> None:
+    peer = Peer(receipt())
+    async with leveret(peer) as client:
+        await client.create(CreateVm(image=ImageByName(name="appliance")), traceparent=TRACEPARENT)
+        await client.update(VM_ID, UpdateVm(labels={}), traceparent=TRACEPARENT)
+        for verb in ("delete", "start", "stop", "reboot", "retry"):
+            await getattr(client, verb)(VM_ID, traceparent=TRACEPARENT)
+    assert len(peer.requests) == 7
+    assert {request.headers["traceparent"] for request in peer.requests} == {TRACEPARENT}
+
+
+@pytest.mark.parametrize("document", [{}, {"items": 3}, {"items": {}}, {"items": [], "next": "x"}, {"items": [{}]}])
+async def test_a_list_that_is_none_is_an_error_of_ours(document: dict[str, Any]) -> None:
+    async with leveret(Peer(httpx2.Response(200, json=document))) as client:
+        with pytest.raises(ApiError) as caught:
+            await client.events_page()
+        assert caught.value.code == "unreadable_answer"
+        if "next" not in document:
+            with pytest.raises(ApiError) as caught:
+                await client.hosts()
+            assert caught.value.code == "unreadable_answer"
+
+
+async def test_a_log_that_ends_before_where_one_was_is_a_gap() -> None:
+    gone_back = problem(409, "state_conflict", details={"after": 90, "last_seq": 40})
+    async with leveret(Peer(gone_back)) as client:
+        with pytest.raises(EventGap, match="went back to event 40") as caught:
+            await anext(client.events(after=90))
+    assert (caught.value.after, caught.value.until) == (90, 40)
+
+
+def queued() -> httpx2.Response:
+    told = {"request_id": "r1", "vm_id": str(VM_ID), "verdict": "queued", "vm": None}
+    return httpx2.Response(202, json=told)
+
+
+ACTIONS = ["start", "stop", "reboot"]
+
+
+@pytest.mark.parametrize("verb", ACTIONS)
+async def test_a_wait_for_a_queued_request_asks_it_again_and_goes_by_its_verdict(verb: str) -> None:
+    """What a VM is before its request was judged is not what comes of it."""
+    state, desired = ("stopped", "stopped") if verb == "stop" else ("running", "running")
+    there = httpx2.Response(200, json=vm(state=state, desired=desired, generation=7, observed_generation=7))
+    peer = Peer(queued(), queued(), problem(503, "unavailable"), receipt(generation=7), there)
+    async with Leveret("http://leveret.test", "secret", retry_for_s=0, transport=httpx2.MockTransport(peer)) as client:
+        asked = await getattr(client, verb)(VM_ID)
+        found = await client.wait(asked, state, timeout_s=10)  # type: ignore[arg-type]
+    assert found.generation == 7
+    writes, look = peer.requests[:4], peer.requests[4]
+    assert len({(one.method, one.url, one.content, one.headers["x-request-id"]) for one in writes}) == 1
+    assert look.method == "GET"
+
+
+async def test_a_queued_request_that_is_refused_ends_its_wait_with_the_refusal() -> None:
+    peer = Peer(queued(), problem(409, "state_conflict"))
+    async with leveret(peer) as client:
+        asked = await client.reboot(VM_ID)
+        with pytest.raises(Conflict, match="state_conflict"):
+            await client.wait(asked, "running", timeout_s=10)
+
+
+async def test_a_row_from_before_the_given_generation_says_nothing() -> None:
+
+    async def silence() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    def answer(request: httpx2.Request) -> Answer:
+        if request.url.path.endswith("/events"):
+            return httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, content=silence())
+        return httpx2.Response(200, json=vm(generation=1))
+
+    async with leveret(Peer(answer)) as client:
+        with pytest.raises(WaitTimedOut):
+            await client.wait(VM_ID, "running", timeout_s=0.1, generation=2)
+        assert (await client.wait(VM_ID, "running", timeout_s=1, generation=1)).generation == 1
+
+
+async def test_a_dry_run_is_nothing_to_wait_for() -> None:
+    told = {"request_id": "r1", "vm_id": str(VM_ID), "verdict": "would_be_accepted", "vm": None}
+    async with leveret(Peer(httpx2.Response(200, json=told))) as client:
+        asked = await client.create(CreateVm(image=ImageByName(name="appliance")), dry_run=True)
+        with pytest.raises(ValueError, match="dry run"):
+            await client.wait(asked, "running", timeout_s=1)
+
+
+async def test_a_target_that_is_none_is_refused_before_anything_is_sent() -> None:
+    peer = Peer(receipt())
+    async with leveret(peer) as client:
+        with pytest.raises(ValueError, match="runing"):
+            await client.wait(VM_ID, "runing", timeout_s=1)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="runing"):
+            await client.create(CreateVm(image=ImageByName(name="appliance")), wait="runing")  # type: ignore[arg-type]
+    assert peer.requests == []
+
+
+async def test_a_selector_that_says_nothing_is_not_left_out() -> None:
+    """Without it the list would be of every VM."""
+    peer = Peer(problem(422, "invalid_request"))
+    async with leveret(peer) as client:
+        with pytest.raises(Invalid):
+            await anext(client.list(selector=""))
+    assert peer.requests[0].url.params.get_list("label") == [""]

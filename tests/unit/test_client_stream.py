@@ -167,6 +167,27 @@ async def test_who_wants_to_hears_of_a_gap_and_goes_on() -> None:
     assert [(one.after, one.until) for one in gaps] == [(0, 9)]
 
 
+def gone_back(after: int, last_seq: int) -> bytes:
+    """What is told of a log that was restored from an older copy."""
+    return f'event: gap\ndata: {{"after": {after}, "forgotten_seq": 0, "last_seq": {last_seq}}}\n\n'.encode()
+
+
+async def test_a_log_that_went_back_is_told_and_watched_on_from_its_end() -> None:
+    gaps: list[EventGap] = []
+    api = Api(stream(frame(90)), stream(gone_back(90, 4), frame(5), frame(6)), stream(gone_back(6, 6)), over())
+    assert [one.seq for one in await seen(api.watch(after=89, on_gap=gaps.append))] == [90, 5, 6]
+    assert [(one.after, one.until) for one in gaps] == [(90, 4)]
+    assert "went back to event 4" in str(gaps[0])
+    assert [request.headers.get("last-event-id") for request in api.requests] == [None, "90", "6", "6"]
+    _, end = await told(Api(stream(gone_back(90, 4))).watch(after=90))
+    assert isinstance(end, EventGap)
+
+
+async def test_a_gap_that_says_less_than_it_could_is_none() -> None:
+    api = Api(stream(b"event: gap\ndata: {}\n\n", frame(8)), over())
+    assert [one.seq for one in await seen(api.watch(after=7))] == [8]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 422])
 async def test_a_refusal_ends_a_watch_at_once(status: int) -> None:
     api = Api(httpx2.Response(status, json={"code": "some_code", "detail": "No.", "hint": "Do this."}))

@@ -10,9 +10,9 @@ import pytest
 from peers import eventually
 
 from leveret.client.errors import ApiError, Unreachable, VmFailed, WaitTimedOut, refusal
-from leveret.client.target import Target
 from leveret.client.waiting import Wait
 from leveret.shared.documents import EventView, VmView
+from leveret.shared.waiting import Target
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +30,8 @@ class Story:
         self.events: asyncio.Queue[EventView | Exception] = asyncio.Queue()
         self.heard: list[str] = []
         self.is_heard = False
+        self.is_queued = False
+        self.verdict: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     def is_now(self, state: str, **more: Any) -> None:
         shape = {"id": VM_ID, "project": "default", "name": "web", "state": state, "step": None, "desired": "running"}
@@ -64,7 +66,11 @@ class Story:
 
     async def wait(self, target: Target, *, timeout_s: float = 5.0, watched: bool = True) -> VmView:
         told = (lambda event: self.heard.append(event.type)) if watched else None
-        return await Wait(target, look=self.look, hear=self.hear, on_event=told).outcome(timeout_s)
+        return await Wait(target, judged=self.judged, look=self.look, hear=self.hear, on_event=told).outcome(timeout_s)
+
+    async def judged(self) -> int:
+        """Every request has its verdict, unless the test said that it is queued."""
+        return await self.verdict if self.is_queued else 0
 
 
 async def test_a_wait_ends_with_the_event_that_reaches_it() -> None:
@@ -157,3 +163,41 @@ async def test_a_burst_of_events_is_not_a_burst_of_looks() -> None:
     story.tell("running")
     await waiting
     assert story.looks < 20
+
+
+async def test_what_stands_before_the_verdict_says_nothing_about_a_queued_request() -> None:
+    """A start that is queued: the VM is stopped, and as far as is known nobody wants it otherwise."""
+    story = Story()
+    story.is_queued = True
+    story.is_now("stopped", desired="stopped")
+    waiting = asyncio.create_task(story.wait("running", watched=False))
+    await asyncio.sleep(0)
+    assert story.looks == 0
+    story.verdict.set_result(2)
+    await eventually(lambda: story.looks)
+    assert not waiting.done()
+    story.is_now("running", generation=2, observed_generation=2)
+    story.tell("running")
+    assert (await waiting).generation == 2
+
+
+async def test_an_older_wish_that_has_come_true_is_not_the_one_waited_for() -> None:
+    story = Story()
+    story.is_queued = True
+    story.is_now("running")  # a reboot was accepted, and this row is from before it
+    story.verdict.set_result(2)
+    with pytest.raises(WaitTimedOut, match="still running"):
+        await story.wait("running", timeout_s=0.05)
+
+
+async def test_a_request_that_stays_queued_is_told_as_queued() -> None:
+    story = Story()
+    story.is_queued = True
+    story.is_now("stopped", desired="stopped")
+    with pytest.raises(WaitTimedOut, match="still queued"):
+        await story.wait("running", timeout_s=0.05)
+
+
+async def test_nobody_can_wait_for_what_is_no_target() -> None:
+    with pytest.raises(ValueError, match="running, ready, stopped, deleted"):
+        await Story().wait("runing")  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
 """Leveret's client library, and the `leveret` command.
 
-    async with Leveret("http://127.0.0.1:8900", token) as leveret:
-        receipt = await leveret.create(CreateVm(image=ImageByName(name="debian-12")))
-        vm = await leveret.wait(receipt.vm_id, "ready", timeout_s=120)
+    async with Leveret("http://127.0.0.1:8420", token) as leveret:
+        receipt = await leveret.create(CreateVm(image=ImageByName(name="appliance")))
+        vm = await leveret.wait(receipt, "ready", timeout_s=120)
 
-`Leveret` speaks REST, `LeveretAmqp` (extra `leveret[amqp]`) publishes the same requests to the broker itself.
+`Leveret` speaks REST. `LeveretAmqp` (extra `leveret[amqp]`) has the same writes, `watch` and `wait`, and speaks to the
+broker itself; the rest is read over REST.
+
 Names are looked up on first use: the command line must answer `--help` without loading an HTTP client, and nobody
 needs a broker's library who does not speak to one.
 """
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from leveret.client.leveret import Leveret
     from leveret.client.receipt import IfMatch, Receipt
     from leveret.client.sights import VmSight
-    from leveret.client.target import Target
     from leveret.shared.documents import (
         AmqpUserView,
         CreateToken,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     )
     from leveret.shared.ids import id_for_key, new_id
     from leveret.shared.lifecycle import Desired, State
+    from leveret.shared.waiting import Target
 
 _ERRORS = (
     "Ambiguous ApiError ClientError ConfigError Conflict Denied EventGap Invalid Missing NotFound Unavailable "
@@ -72,7 +74,7 @@ _HOMES = {
     "LeveretAmqp": "leveret.client.amqp",
     "Receipt": "leveret.client.receipt",
     "State": "leveret.shared.lifecycle",
-    "Target": "leveret.client.target",
+    "Target": "leveret.shared.waiting",
     "VmSight": "leveret.client.sights",
     "id_for_key": "leveret.shared.ids",
     "new_id": "leveret.shared.ids",

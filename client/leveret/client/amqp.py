@@ -13,12 +13,14 @@ from uuid import UUID
 import aiormq.exceptions
 import structlog
 
-from leveret.client.amqp_watching import AmqpWatch, shown, user_of
+from leveret.client.amqp_watching import AmqpWatch
+from leveret.client.broker import is_up, shown, user_of, why_down
 from leveret.client.errors import ApiError, ClientError, EventGap, Unavailable, Unreachable, WaitTimedOut, refusal
+from leveret.client.inputs import check_amqp_url, check_request_id, check_traceparent
 from leveret.client.own_queue import brief, kept
-from leveret.client.receipt import IfMatch, Receipt, tag_of
+from leveret.client.receipt import ANY, IfMatch, Receipt, tag_of
 from leveret.client.sights import Sights, VmSight
-from leveret.client.target import Target
+from leveret.client.waiting import check_target
 from leveret.client.watching import WATCH_RETRY_S, OnGap
 from leveret.shared import documents as d
 from leveret.shared import ids, topology
@@ -26,6 +28,7 @@ from leveret.shared.bus import Caller, Link
 from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.lifecycle import State
 from leveret.shared.messages import TYPE_OF, Verdict
+from leveret.shared.waiting import Target
 
 __all__ = ["LeveretAmqp", "VmSight"]
 
@@ -40,7 +43,8 @@ class LeveretAmqp:
     The user of `url` is a broker user that an administrator lets speak for `project`. Every request has its ids before
     it is sent, and is sent again with them for up to `retry_for_s` seconds while its fate is not known: it is carried
     out once. A Receipt says `queued` when the broker has it safe and no verdict came within `verdict_wait_s`. Refusals
-    are the errors that `Leveret` raises; Unreachable: no broker.
+    are the errors that `Leveret` raises; Denied is raised at once for a wrong password, too; Unreachable: no broker.
+    What cannot be sent at all is a ValueError, or ConfigError for the url.
 
     `name` names this program's queue, `client.<user>.<name>`: programs of one user that watch at the same time need
     different ones. With `waits` it listens from the beginning, so that no `wait` misses what happened before it.
@@ -57,7 +61,7 @@ class LeveretAmqp:
         verdict_wait_s: float = 5.0,
     ) -> None:
         _log_as_a_library_does()
-        self._url = url
+        self._url = check_amqp_url(url)
         self._project = project
         self._name = name
         self._waits = waits
@@ -90,44 +94,100 @@ class LeveretAmqp:
     # Requests.
 
     async def create(
-        self, spec: d.CreateVm, *, vm_id: UUID | None = None, dry_run: bool = False, request_id: str | None = None
+        self,
+        spec: d.CreateVm,
+        *,
+        vm_id: UUID | None = None,
+        dry_run: bool = False,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Get me a VM. `dry_run` asks whether it would be accepted now; a refusal is raised all the same."""
         headers = {"dry_run": "true"} if dry_run else {}
-        return await self._request(vm_id or ids.new_id(), spec, request_id, headers)
+        return await self._request(vm_id or ids.new_id(), spec, request_id, headers | _headers(None, traceparent))
 
     async def update(
-        self, vm_id: UUID, change: d.UpdateVm, *, if_match: IfMatch | None = None, request_id: str | None = None
+        self,
+        vm_id: UUID,
+        change: d.UpdateVm,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Call it otherwise, or label it anew: a label whose value is None goes, one that is not named stays."""
-        return await self._request(vm_id, change, request_id, _if_match(if_match))
+        return await self._request(vm_id, change, request_id, _headers(if_match, traceparent))
 
-    async def delete(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+    async def delete(
+        self,
+        vm_id: UUID,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
         """Make it go away, whatever state it is in."""
-        return await self._request(vm_id, d.DeleteVm(), request_id, _if_match(if_match))
+        return await self._request(vm_id, d.DeleteVm(), request_id, _headers(if_match, traceparent))
 
-    async def start(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
-        return await self._request(vm_id, d.StartVm(), request_id, _if_match(if_match))
+    async def start(
+        self,
+        vm_id: UUID,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        return await self._request(vm_id, d.StartVm(), request_id, _headers(if_match, traceparent))
 
     async def stop(
-        self, vm_id: UUID, *, grace_s: int = 60, if_match: IfMatch | None = None, request_id: str | None = None
+        self,
+        vm_id: UUID,
+        *,
+        grace_s: int = 60,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Shut it down; after `grace_s` seconds it is switched off. 0 switches it off at once."""
-        return await self._request(vm_id, d.StopVm(grace_s=grace_s), request_id, _if_match(if_match))
+        return await self._request(vm_id, d.StopVm(grace_s=grace_s), request_id, _headers(if_match, traceparent))
 
-    async def reboot(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+    async def reboot(
+        self,
+        vm_id: UUID,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
         """Reset it, as the button on a machine does; once, however often the request has to be sent."""
-        return await self._request(vm_id, d.RebootVm(), request_id, _if_match(if_match))
+        return await self._request(vm_id, d.RebootVm(), request_id, _headers(if_match, traceparent))
 
-    async def retry(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+    async def retry(
+        self,
+        vm_id: UUID,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
         """Try a VM in `error` again, on any host."""
-        return await self._request(vm_id, d.RetryVm(), request_id, _if_match(if_match))
+        return await self._request(vm_id, d.RetryVm(), request_id, _headers(if_match, traceparent))
 
     async def _request(
         self, vm_id: UUID, document: d.Document, request_id: str | None, headers: dict[str, str]
     ) -> Receipt:
-        request_id = request_id or str(ids.new_id())
+        request_id = str(ids.new_id()) if request_id is None else check_request_id(request_id)
         headers = {"vm_id": str(vm_id), "request_id": request_id, "requested_at": str(time.time())} | headers
+
+        async def ask() -> Receipt:
+            receipt = await self._ask(vm_id, document, headers)
+            if receipt.verdict == "accepted" and not isinstance(document, d.UpdateVm):
+                self._sights.asked(vm_id, request_id)
+            return receipt.asked_again_by(ask)
+
+        return await ask()
+
+    async def _ask(self, vm_id: UUID, document: d.Document, headers: dict[str, str]) -> Receipt:
         give_up_at = time.monotonic() + self._retry_for_s
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -143,8 +203,8 @@ class LeveretAmqp:
 
     async def _ask_once(self, vm_id: UUID, document: d.Document, headers: dict[str, str], left_s: float) -> Receipt:
         """Raises Unavailable and Unreachable when it may be asked again, other errors when not."""
-        if not await self._link.wait_up(max(0.0, left_s)):
-            raise Unreachable(shown(self._url), "there is no connection to the broker")
+        if not await is_up(self._link, max(0.0, left_s)):
+            raise Unreachable(shown(self._url), why_down(self._link))
         try:
             answer = await self._caller.ask(
                 topology.REQUESTS.name, TYPE_OF[type(document)], document, headers=headers, wait_s=self._verdict_wait_s
@@ -193,22 +253,29 @@ class LeveretAmqp:
             async for event in events:
                 yield event
 
-    async def wait(self, vm_id: UUID, target: Target, *, timeout_s: float) -> VmSight:
+    async def wait(self, vm: UUID | Receipt, target: Target, *, timeout_s: float) -> VmSight:
         """What was heard of the VM once it is what was waited for.
 
-        Raises VmFailed as soon as it cannot come true by itself any more, WaitTimedOut when the time is over. The
-        conductor is asked about a VM that was not heard of yet; whether its guest is ready it does not say, so that
-        `ready` needs an event since this client was opened.
+        With a receipt it waits for what that request asked for: one that is queued is asked again, with the same ids,
+        until there is a verdict. Raises its refusal, VmFailed as soon as it cannot come true by itself any more,
+        WaitTimedOut when the time is over. The conductor is asked about a VM that was not heard of yet; whether its
+        guest is ready it does not say, so that `ready` needs an event since this client was opened.
         """
+        check_target(target)
         if not self._waits:
             raise ClientError("this client was opened with waits=False: it hears nothing to wait for")
+        vm_id = vm.vm_id if isinstance(vm, Receipt) else vm
+        is_judged = False
         try:
             async with asyncio.timeout(timeout_s):
+                if isinstance(vm, Receipt):
+                    await vm.judged()
+                is_judged = True
                 if self._sights.get(vm_id) is None:
                     await self._look(vm_id)
                 return await self._sights.until(vm_id, target)
         except TimeoutError:
-            raise WaitTimedOut(self._sights.get(vm_id), target, timeout_s) from None
+            raise WaitTimedOut(self._sights.get(vm_id) if is_judged else None, target, timeout_s) from None
 
     async def _look(self, vm_id: UUID) -> None:
         """A change of nothing is answered with how things stand. A request that is queued before it is answered too."""
@@ -249,8 +316,11 @@ class LeveretAmqp:
         self._sights.doubt()
 
 
-def _if_match(if_match: IfMatch | None) -> dict[str, str]:
-    return {} if if_match is None else {"if_match": tag_of(if_match)}
+def _headers(if_match: IfMatch | None, traceparent: str | None) -> dict[str, str]:
+    """A request for a VM that is not there is refused anyway: every other one meets `*`."""
+    tag = ANY if if_match is None else tag_of(if_match)
+    headers = {} if tag == ANY else {"if_match": tag}
+    return headers if traceparent is None else headers | {"traceparent": check_traceparent(traceparent)}
 
 
 def _receipt(verdict: Verdict, vm_id: UUID) -> Receipt:

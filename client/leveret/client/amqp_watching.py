@@ -5,12 +5,12 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
 
+from leveret.client.broker import denial, shown, user_of
 from leveret.client.errors import ApiError, EventGap, Unreachable
 from leveret.client.own_queue import OwnQueue
 from leveret.client.watching import WATCH_RETRY_S, OnGap
@@ -86,6 +86,8 @@ class AmqpWatch:
             while not (await asyncio.wait({getting}, timeout=_LOOK_S))[0]:
                 now = time.monotonic()
                 seen_up_at = now if self.link.is_up else seen_up_at
+                if not self.link.is_up and (denied := denial(self.link)):
+                    raise denied
                 if now - seen_up_at > self._give_up_s:
                     raise Unreachable(shown(self._url), "the broker is away, or has no events of this project")
         finally:
@@ -135,13 +137,3 @@ def _view(cloud: CloudEvent) -> EventView:
         at=datetime.fromisoformat(cloud.time),
         data=data,
     )
-
-
-def user_of(url: str) -> str:
-    return unquote(urlsplit(url).username or "")
-
-
-def shown(url: str) -> str:
-    """A broker's address without the password in it."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -24,9 +24,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from leveret.client.errors import ConfigError
+from leveret.client.inputs import check_token, check_url
 
 #: What the settings of a file without contexts are called.
 DEFAULT = "default"
@@ -66,7 +66,7 @@ class Context:
     def secret(self, beside: Path) -> str | None:
         """The token. `beside` is the configuration file. Raises ConfigError when its file cannot be read."""
         if self.token or self.token_file is None:
-            return self.token
+            return self.token.strip() if self.token else None
         return read_token(beside.parent / self.token_file.expanduser())
 
 
@@ -112,12 +112,12 @@ def state_home(environ: Mapping[str, str]) -> Path:
 def read_token(path: Path) -> str:
     """The token in a file. Raises ConfigError when there is none."""
     try:
-        token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text()
+    except OSError as error:
         raise ConfigError(f"cannot read the token: {error}") from error
-    if not token or not token.isascii() or len(token.split()) != 1:
-        raise ConfigError(f"{path} does not hold a token: one word of ASCII is expected.")
-    return token
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read the token: {path} is not a text.") from None
+    return check_token(text.strip(), f"what {path} holds")
 
 
 def read_contexts(path: Path) -> Contexts:
@@ -164,20 +164,6 @@ def check_name(name: str) -> None:
         raise ConfigError(f"{name!r} cannot be the name of a context: letters, digits, '.', '_' and '-', at most 63.")
 
 
-def check_url(url: str) -> str:
-    """The url without a slash at its end. Raises ConfigError for what cannot be the address of an API."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable or any(char.isspace() for char in url):
-        raise ConfigError(f"{url!r} is not the address of an API: write for example https://leveret.example.org.")
-    if parts.username or parts.password:
-        raise ConfigError("the address of the API must not hold a password: it is proven by the token.")
-    return url.rstrip("/")
-
-
 def load(
     environ: Mapping[str, str], *, url: str | None = None, token: str | None = None, context: str | None = None
 ) -> Config:
@@ -188,9 +174,9 @@ def load(
     """
     path = config_path(environ)
     asked_url = url or (None if context else environ.get("LEVERET_URL"))
-    asked_token = token or (None if context else environ.get("LEVERET_TOKEN"))
+    asked_token = token or (None if context else _token_in(environ))
     if asked_url and asked_token:
-        return Config(check_url(asked_url), asked_token)
+        return Config(check_url(asked_url), check_token(asked_token))
     contexts = read_contexts(path)
     name = context or environ.get("LEVERET_CONTEXT") or contexts.current
     kept = contexts.get(name, path) if name else None
@@ -204,12 +190,19 @@ def load(
     chosen_url = check_url(asked_url or (kept.url if kept else ""))
     same = kept if kept is not None and chosen_url == kept.url.rstrip("/") else None
     chosen_token = asked_token or (same.secret(path) if same else None)
-    if not chosen_token:
+    if chosen_token is None:
         where = f"to context {name} of {path}" if same else f"with `leveret context add NAME --url {chosen_url}`"
         raise ConfigError(f"no token for {chosen_url}. Set LEVERET_TOKEN, or add one {where}.")
+    check_token(chosen_token, "the token" if asked_token else f"the token of context {name} in {path}")
     if same is None:
         return Config(chosen_url, chosen_token)
     return Config(chosen_url, chosen_token, same.state_dir, same.ssh_key, name)
+
+
+def _token_in(environ: Mapping[str, str]) -> str | None:
+    """An empty variable is none; what `$(cat FILE)` leaves of a file's lines is not part of the token."""
+    given = environ.get("LEVERET_TOKEN")
+    return check_token(given.strip(), "what LEVERET_TOKEN holds") if given else None
 
 
 def save(config: Config, path: Path, name: str = DEFAULT) -> None:

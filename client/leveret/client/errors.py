@@ -152,12 +152,15 @@ class WaitTimedOut(ClientError):
 class EventGap(ClientError):
     """The events after the `after`th up to and including the `until`th are lost to this watcher.
 
-    They were forgotten by the API, or dropped from a broker queue that was full. Look at the VMs anew, then watch on
-    with `after=until`.
+    They were forgotten by the API, or dropped from a broker queue that was full. When `until` is the smaller one, the
+    log itself went back: it ends with the `until`th event, since an older copy of it was restored, and what was heard
+    after that may not be so any more. In either case look at the VMs anew, then watch on with `after=until`.
     """
 
     def __init__(self, after: int, until: int) -> None:
-        super().__init__(f"the events {after + 1} to {until} are lost to this watcher")
+        lost = f"the events {after + 1} to {until} are lost to this watcher"
+        went_back = f"the log went back to event {until}, and this watcher was at {after}: an older one was restored"
+        super().__init__(went_back if until < after else lost)
         self.after = after
         self.until = until
 

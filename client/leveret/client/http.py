@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from leveret.client.errors import ApiError, Unreachable, refusal
+from leveret.client.errors import ApiError, ConfigError, Unreachable, refusal
+from leveret.client.inputs import check_request_id, check_token, check_url
 from leveret.shared import ids
 
 #: Longer than the API lets a long poll wait, so that the API ends it and not the client.
@@ -20,6 +21,8 @@ CONNECT_TIMEOUT_S = 5.0
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
+#: Not the network's doing: another attempt would end in the same way.
+_NOT_TO_BE_SENT = (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol, httpx2.InvalidURL)
 _STREAM = "text/event-stream"
 
 Sleep = Callable[[float], Awaitable[None]]
@@ -29,7 +32,8 @@ class Http:
     """Sends requests with the bearer token.
 
     A request is repeated for up to `retry_for_s` seconds after a failed connection or an answer that says "later",
-    with growing, jittered pauses and never sooner than Retry-After asks for.
+    with growing, jittered pauses and never sooner than Retry-After asks for. Raises ConfigError when url or token
+    cannot be one; what was wrong with them is told without them.
     """
 
     def __init__(
@@ -41,14 +45,18 @@ class Http:
         transport: httpx2.AsyncBaseTransport | None = None,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self.url = url.rstrip("/")
+        self.url = check_url(url)
         self._retry_for_s = retry_for_s
         self.sleep = sleep
         # Reading the machine's certificates takes longer than a whole request to the API on this machine.
         secure = urlsplit(self.url).scheme == "https"
+        try:
+            base_url = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise self._not_to_be_sent(error) from None
         self._client = httpx2.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {check_token(token)}", "Accept": "application/json"},
             timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             verify=ssl.create_default_context() if secure else False,
             # Every watcher holds one for as long as it watches.
@@ -78,14 +86,14 @@ class Http:
 
         Whatever changes something has an X-Request-Id of its own, the same each time it is sent: Leveret carries it out
         once. A request that is not `repeatable` all the same is only sent again when it surely never arrived. With
-        `missing_is_done` a 404 to a repetition is good news: the first one removed what it was about. Raises ApiError
-        and Unreachable.
+        `missing_is_done` a 404 to a repetition is good news: the first one removed what it was about. Raises ApiError,
+        Unreachable, and ValueError or ConfigError for what cannot be sent at all.
         """
         headers = dict(headers or {})
         if body is not None:
             headers["Content-Type"] = "application/json"
         if method != "GET":
-            headers["X-Request-Id"] = request_id or str(ids.new_id())
+            headers["X-Request-Id"] = str(ids.new_id()) if request_id is None else check_request_id(request_id)
         timeout = httpx2.Timeout(READ_TIMEOUT_S + wait_s, connect=CONNECT_TIMEOUT_S)
         give_up_at = time.monotonic() + (self._retry_for_s if retry_for_s is None else retry_for_s)
         pause_s = _FIRST_PAUSE_S
@@ -96,12 +104,12 @@ class Http:
                 response = await self._client.request(
                     method, path, params=params, content=body, headers=headers, timeout=timeout
                 )
+            except _NOT_TO_BE_SENT as error:
+                raise self._not_to_be_sent(error) from None
             except httpx2.TransportError as error:
                 failure = self._unreachable(error)
                 again = repeatable or isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 asked_s = 0.0
-            except httpx2.InvalidURL as error:
-                raise self._unreachable(error) from error
             else:
                 if response.is_success or (missing_is_done and is_repetition and response.status_code == 404):
                     return response
@@ -135,10 +143,14 @@ class Http:
                 if kind != _STREAM:
                     raise unreadable(response, f"it sent {kind or 'nothing'} and not {_STREAM}")
                 yield aiter(source)
+        except _NOT_TO_BE_SENT as error:
+            raise self._not_to_be_sent(error) from None
         except httpx2.TransportError as error:
             raise self._unreachable(error) from error
-        except httpx2.InvalidURL as error:
-            raise self._unreachable(error) from error
+
+    def _not_to_be_sent(self, error: Exception) -> ConfigError:
+        """Its own text is never told: it repeats what was to be sent, the token too."""
+        return ConfigError(f"a request to {self.url} cannot be sent as it is ({type(error).__name__}).")
 
     def _unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(self.url, str(error) or type(error).__name__)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -12,21 +12,25 @@ from uuid import UUID
 import httpx2
 from pydantic import BaseModel
 
-from leveret.client.errors import Ambiguous, ApiError, NotFound
+from leveret.client.errors import Ambiguous, ApiError, Conflict, EventGap, NotFound
 from leveret.client.http import Http, unreadable
-from leveret.client.receipt import IfMatch, Receipt, tag_of
-from leveret.client.target import Target, reached
-from leveret.client.waiting import OnEvent, Wait
+from leveret.client.inputs import check_traceparent
+from leveret.client.receipt import ANY, IfMatch, Receipt, tag_of
+from leveret.client.waiting import OnEvent, Wait, check_target
 from leveret.client.watching import WATCH_RETRY_S, OnGap, Watch
 from leveret.shared import documents as d
 from leveret.shared import ids
+from leveret.shared.checks import CheckReport, RunCheck
 from leveret.shared.lifecycle import State
+from leveret.shared.waiting import Target
 
-__all__ = ["Leveret", "Receipt", "Target", "reached"]
+__all__ = ["Leveret", "Receipt", "Target"]
 
 _EARLY_S = 0.3
 #: How long the API may hold a long poll; it allows 55 s.
 POLL_S = 25.0
+#: How long the API waits for the report of a check.
+CHECK_WAIT_S = 25.0
 
 After = int | Literal["latest"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,7 +42,8 @@ class Leveret:
     Every write carries a request id that stays the same over its retries, so that it is carried out once. Pass
     `request_id` to go on with a write whose fate is unknown, even in another process.
     `if_match` (a VM as it was read, its ETag or its generation): the write is refused with Conflict
-    `precondition_failed` when the VM is not that any more.
+    `precondition_failed` when the VM is not that any more. `traceparent` (W3C Trace Context) goes with a write to
+    whatever comes of it. What cannot be sent at all is a ValueError, or ConfigError for url and token.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Leveret:
         wait: Target | None = None,
         timeout_s: float = 60.0,
         request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Get me a VM. The id is made before the first attempt, so that another attempt means the same VM.
 
@@ -86,14 +92,23 @@ class Leveret:
             wait=None if dry_run else wait,
             timeout_s=timeout_s,
             request_id=request_id,
+            traceparent=traceparent,
         )
 
     async def update(
-        self, vm_id: UUID, change: d.UpdateVm, *, if_match: IfMatch | None = None, request_id: str | None = None
+        self,
+        vm_id: UUID,
+        change: d.UpdateVm,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Call it otherwise, or label it anew: a label whose value is None goes, one that is not named stays."""
         body = change.model_dump_json(exclude_unset=True)
-        return await self._write("PATCH", _vm(vm_id), body=body, if_match=if_match, request_id=request_id)
+        return await self._write(
+            "PATCH", _vm(vm_id), body=body, if_match=if_match, request_id=request_id, traceparent=traceparent
+        )
 
     async def delete(
         self,
@@ -103,35 +118,76 @@ class Leveret:
         timeout_s: float = 60.0,
         if_match: IfMatch | None = None,
         request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Make it go away, whatever state it is in."""
-        target: Target | None = "deleted" if wait else None
         return await self._write(
-            "DELETE", _vm(vm_id), wait=target, timeout_s=timeout_s, if_match=if_match, request_id=request_id
+            "DELETE",
+            _vm(vm_id),
+            wait="deleted" if wait else None,
+            timeout_s=timeout_s,
+            if_match=if_match,
+            request_id=request_id,
+            traceparent=traceparent,
         )
 
-    async def start(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
-        return await self._act(vm_id, "start", d.StartVm(), if_match, request_id)
+    async def start(
+        self,
+        vm_id: UUID,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        return await self._act(vm_id, "start", d.StartVm(), if_match, request_id, traceparent)
 
     async def stop(
-        self, vm_id: UUID, *, grace_s: int = 60, if_match: IfMatch | None = None, request_id: str | None = None
+        self,
+        vm_id: UUID,
+        *,
+        grace_s: int = 60,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
         """Shut it down; after `grace_s` seconds it is switched off. 0 switches it off at once."""
-        return await self._act(vm_id, "stop", d.StopVm(grace_s=grace_s), if_match, request_id)
+        return await self._act(vm_id, "stop", d.StopVm(grace_s=grace_s), if_match, request_id, traceparent)
 
-    async def reboot(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+    async def reboot(
+        self,
+        vm_id: UUID,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
         """Reset it, as the button on a machine does; once, however often the request has to be sent."""
-        return await self._act(vm_id, "reboot", d.RebootVm(), if_match, request_id)
+        return await self._act(vm_id, "reboot", d.RebootVm(), if_match, request_id, traceparent)
 
-    async def retry(self, vm_id: UUID, *, if_match: IfMatch | None = None, request_id: str | None = None) -> Receipt:
+    async def retry(
+        self,
+        vm_id: UUID,
+        *,
+        if_match: IfMatch | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
         """Try a VM in `error` again, on any host."""
-        return await self._act(vm_id, "retry", d.RetryVm(), if_match, request_id)
+        return await self._act(vm_id, "retry", d.RetryVm(), if_match, request_id, traceparent)
 
     async def _act(
-        self, vm_id: UUID, verb: str, document: d.Document, if_match: IfMatch | None, request_id: str | None
+        self,
+        vm_id: UUID,
+        verb: str,
+        document: d.Document,
+        if_match: IfMatch | None,
+        request_id: str | None,
+        traceparent: str | None,
     ) -> Receipt:
         path, body = f"{_vm(vm_id)}/actions/{verb}", document.model_dump_json()
-        return await self._write("POST", path, body=body, if_match=if_match, request_id=request_id)
+        return await self._write(
+            "POST", path, body=body, if_match=if_match, request_id=request_id, traceparent=traceparent
+        )
 
     async def _write(
         self,
@@ -144,18 +200,28 @@ class Leveret:
         timeout_s: float = 0.0,
         if_match: IfMatch | None = None,
         request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> Receipt:
+        if wait is not None:
+            check_target(wait)
         waiting = {"wait": wait, "timeout_s": f"{timeout_s:g}"} if wait else {}
-        response = await self._http.send(
-            method,
-            path,
-            params={**(params or {}), **waiting} or None,
-            body=body,
-            headers={"If-Match": f'"{tag_of(if_match)}"'} if if_match is not None else None,
-            request_id=request_id,
-            wait_s=timeout_s if wait else 0.0,
-        )
-        return _read(Receipt, response, wait=response.headers.get("leveret-wait"))
+        request_id = str(ids.new_id()) if request_id is None else request_id
+        headers = _if_match(if_match) | _trace(traceparent)
+
+        async def ask() -> Receipt:
+            response = await self._http.send(
+                method,
+                path,
+                params={**(params or {}), **waiting} or None,
+                body=body,
+                headers=headers,
+                request_id=request_id,
+                wait_s=timeout_s if wait else 0.0,
+            )
+            receipt = _read(Receipt, response, wait=response.headers.get("leveret-wait"))
+            return receipt.asked_again_by(ask)
+
+        return await ask()
 
     # VMs: reads.
 
@@ -197,18 +263,34 @@ class Leveret:
             "state": state,
             "host": host,
             "name": name,
-            "label": [f"{key}={value}" for key, value in (labels or {}).items()] + ([selector] if selector else []),
+            "label": [f"{key}={value}" for key, value in (labels or {}).items()]
+            + ([selector] if selector is not None else []),
             "limit": page_size,
         }
         async for vm in self._list(d.VmView, "/v1/vms", **{key: value for key, value in asked.items() if value}):
             yield vm
 
-    async def wait(self, vm_id: UUID, target: Target, *, timeout_s: float, on_event: OnEvent | None = None) -> d.VmView:
+    async def wait(
+        self,
+        vm: UUID | Receipt,
+        target: Target,
+        *,
+        timeout_s: float,
+        generation: int = 0,
+        on_event: OnEvent | None = None,
+    ) -> d.VmView:
         """The VM once it is what was waited for; returns within one event of it, and shows each event on the way.
 
-        `running` and `stopped` mean that the newest wish has come true, not an older one. Raises VmFailed as soon as
-        it cannot come true by itself any more, WaitTimedOut when the time is over.
+        With a receipt it waits for what that request asked for: one that is queued is asked again, with the same ids,
+        until there is a verdict. With an id it goes by the newest wish that Leveret has accepted, and by none of before
+        `generation`; a request of which only the id is known may not be among them yet. Raises the refusal of a queued
+        request, VmFailed as soon as it cannot come true by itself any more, WaitTimedOut when the time is over.
         """
+        vm_id = vm.vm_id if isinstance(vm, Receipt) else vm
+
+        async def judged() -> int:
+            told = (await vm.judged()).generation if isinstance(vm, Receipt) else None
+            return max(generation, told or 0)
 
         async def look() -> d.VmView | None:
             try:
@@ -221,7 +303,7 @@ class Leveret:
         def hear() -> AsyncGenerator[d.EventView, None]:
             return Watch(self._http, f"{_vm(vm_id)}/events", 0, give_up_s=timeout_s, on_gap=_unheeded).events()
 
-        return await Wait(target, look=look, hear=hear, on_event=on_event).outcome(timeout_s)
+        return await Wait(target, judged=judged, look=look, hear=hear, on_event=on_event).outcome(timeout_s)
 
     async def console_log(self, vm_id: UUID, *, max_bytes: int = 65536) -> str:
         """The end of the guest's serial console."""
@@ -297,11 +379,20 @@ class Leveret:
         if wait_s > 0:
             params["wait_s"] = f"{wait_s:g}"
         asked_at = time.monotonic()
-        page = _object(await self._http.send("GET", path, params=params, wait_s=wait_s))
-        if not page["items"] and time.monotonic() - asked_at < min(wait_s, _EARLY_S):
+        try:
+            response = await self._http.send("GET", path, params=params, wait_s=wait_s)
+        except Conflict as error:
+            last = error.details.get("last_seq")
+            if isinstance(after, int) and isinstance(last, int):
+                raise EventGap(after, last) from error
+            raise
+        items, following = _page(response)
+        if not isinstance(following, int):
+            raise unreadable(response, "it does not say where the next page begins")
+        if not items and time.monotonic() - asked_at < min(wait_s, _EARLY_S):
             # An API that is about to stop lets its watchers go at once: they must not come back in a storm.
             await asyncio.sleep(_EARLY_S)
-        return tuple(d.EventView.model_validate(item) for item in page["items"]), int(page["next"])
+        return tuple(_parse(d.EventView, item, response) for item in items), following
 
     # The installation.
 
@@ -316,6 +407,11 @@ class Leveret:
     async def host(self, name_or_id: str) -> d.HostView:
         """For administrators."""
         return await self._get(d.HostView, f"/v1/hosts/{quote(name_or_id, safe='')}")
+
+    async def check(self, *, hosts: bool = True) -> CheckReport:
+        """Look at every invariant, and, unless told otherwise, ask the hosts what they have. For administrators."""
+        body = RunCheck(hosts=hosts).model_dump_json()
+        return _read(CheckReport, await self._http.send("POST", "/v1/checks", body=body, wait_s=CHECK_WAIT_S))
 
     async def images(self) -> tuple[d.ImageView, ...]:
         return await self._all(d.ImageView, "/v1/images")
@@ -385,12 +481,12 @@ class Leveret:
     async def _list(self, model: type[Model], path: str, **params: Any) -> AsyncIterator[Model]:
         while True:
             response = await self._http.send("GET", path, params=params)
-            page = _object(response)
-            for item in page["items"]:
+            items, following = _page(response)
+            for item in items:
                 yield _parse(model, item, response)
-            if not page.get("next"):
+            if not following:
                 return
-            params["cursor"] = page["next"]
+            params["cursor"] = following
 
 
 def _vm(vm_id: UUID) -> str:
@@ -399,6 +495,18 @@ def _vm(vm_id: UUID) -> str:
 
 def _events(vm_id: UUID | None) -> str:
     return "/v1/events" if vm_id is None else f"{_vm(vm_id)}/events"
+
+
+def _if_match(if_match: IfMatch | None) -> dict[str, str]:
+    """An ETag stands in quotes, `*` does not."""
+    if if_match is None:
+        return {}
+    tag = tag_of(if_match)
+    return {"If-Match": tag if tag == ANY else f'"{tag}"'}
+
+
+def _trace(traceparent: str | None) -> dict[str, str]:
+    return {} if traceparent is None else {"Traceparent": check_traceparent(traceparent)}
 
 
 def _project(project: str) -> str:
@@ -422,6 +530,15 @@ def _parse(model: type[Model], document: Any, response: httpx2.Response) -> Mode
         return model.model_validate(document)
     except ValueError as error:
         raise unreadable(response, f"it is no {model.__name__}") from error
+
+
+def _page(response: httpx2.Response) -> tuple[Sequence[Any], Any]:
+    """The items of a page, and where the next one begins."""
+    document = _object(response)
+    items = document.get("items")
+    if not isinstance(items, list):
+        raise unreadable(response, "it is no page of a list")
+    return items, document.get("next")
 
 
 def _object(response: httpx2.Response) -> dict[str, Any]:

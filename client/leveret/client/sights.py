@@ -1,18 +1,25 @@
 """What a program has heard of VMs over AMQP, where nothing can be read; and waiting for one of them."""
 
 import asyncio
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from typing import TypeVar
 from uuid import UUID
 
 from leveret.client.errors import ClientError, VmFailed, refusal
-from leveret.client.target import Target
 from leveret.shared.documents import EventView
 from leveret.shared.errors import Problem
 from leveret.shared.lifecycle import State
+from leveret.shared.waiting import Outcome, Standing, Target, judge
 
-#: Of so many VMs the last news is kept.
+#: Of so many VMs the last news is kept, and so many requests are known to have been heard of.
 _KEPT_VMS = 50_000
+_KEPT_REQUESTS = 10_000
+#: How long the event of an accepted request is waited for. There is none when the request changed nothing.
+_HEARD_WITHIN_S = 3.0
+K = TypeVar("K")
+V = TypeVar("V")
 _ARRIVED = frozenset({"running", "stopped", "settled", "deleted"})
 
 
@@ -52,27 +59,25 @@ class VmSight:
             if self.refused is not None:
                 raise refusal(str(self.refused.code), self.refused.message, hint=self.refused.hint)
             return False
-        there = {
-            "running": self.state is State.RUNNING and not self.moving,
-            "ready": self.state is State.RUNNING and not self.moving and self.guest_ready,
-            "stopped": self.state is State.STOPPED and not self.moving,
-            "deleted": self.state is State.DELETED,
-        }
-        if there[target]:
-            return True
-        gone = self.state in {State.DELETING, State.DELETED} and target != "deleted"
-        went_off = self.state is State.STOPPED and self.moving is False and target in {"running", "ready"}
-        if gone or went_off or self.state is State.ERROR:
+        settled = None if self.moving is None else not self.moving
+        outcome = judge(Standing(self.state, settled=settled, guest_ready=self.guest_ready), target)
+        if outcome is Outcome.FAILED:
             raise VmFailed(self, target)
-        return False
+        return outcome is Outcome.REACHED
 
 
 class Sights:
-    """The newest sight of every VM that was heard of, and who waits for the next one."""
+    """The newest sight of every VM that was heard of, and who waits for the next one.
+
+    An accepted request is news that may be faster than its event: until that is heard (or has had the time to come),
+    what is known of the VM is from before the request, and says nothing about it.
+    """
 
     def __init__(self) -> None:
         self._known: OrderedDict[UUID, VmSight] = OrderedDict()
         self._waiting: dict[UUID, set[asyncio.Event]] = {}
+        self._heard: OrderedDict[str, None] = OrderedDict()
+        self._asked: OrderedDict[UUID, tuple[str, float]] = OrderedDict()
         self._ended: ClientError | None = None
 
     def get(self, vm_id: UUID) -> VmSight | None:
@@ -81,13 +86,20 @@ class Sights:
     def hear(self, event: EventView) -> None:
         if event.vm_id is None:
             return
+        request_id = event.data.get("request_id")
+        if isinstance(request_id, str):
+            _keep(self._heard, request_id, None, _KEPT_REQUESTS)
+            if self._asked.get(event.vm_id, ("", 0.0))[0] == request_id:
+                del self._asked[event.vm_id]
         self.put((self._known.get(event.vm_id) or VmSight(event.vm_id)).after(event))
 
+    def asked(self, vm_id: UUID, request_id: str) -> None:
+        """This request was accepted just now."""
+        if request_id not in self._heard:
+            _keep(self._asked, vm_id, (request_id, time.monotonic() + _HEARD_WITHIN_S), _KEPT_VMS)
+
     def put(self, sight: VmSight) -> None:
-        self._known[sight.id] = sight
-        self._known.move_to_end(sight.id)
-        while len(self._known) > _KEPT_VMS:
-            self._known.popitem(last=False)
+        _keep(self._known, sight.id, sight, _KEPT_VMS)
         self._wake(sight.id)
 
     def doubt(self) -> None:
@@ -111,15 +123,36 @@ class Sights:
         self._waiting.setdefault(vm_id, set()).add(news)
         try:
             while True:
+                stale_s = self._stale_s(vm_id)
                 sight = self._known.get(vm_id)
-                if sight is not None and sight.reached(target):
+                if not stale_s and sight is not None and sight.reached(target):
                     return sight
                 if self._ended is not None:
                     raise self._ended
                 news.clear()
-                await news.wait()
+                await _within(news, stale_s or None)
         finally:
             waiting = self._waiting[vm_id]
             waiting.discard(news)
             if not waiting:
                 del self._waiting[vm_id]
+
+    def _stale_s(self, vm_id: UUID) -> float:
+        """For how long what is known of this VM is to be held for older than what was asked last."""
+        _, until = self._asked.get(vm_id, ("", 0.0))
+        return max(0.0, until - time.monotonic())
+
+
+async def _within(news: asyncio.Event, seconds: float | None) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await news.wait()
+    except TimeoutError:
+        return
+
+
+def _keep(kept: "OrderedDict[K, V]", key: K, value: V, most: int) -> None:
+    kept[key] = value
+    kept.move_to_end(key)
+    while len(kept) > most:
+        kept.popitem(last=False)

@@ -3,10 +3,19 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from typing import get_args
 
 from leveret.client.errors import VmFailed, WaitTimedOut
-from leveret.client.target import LAST_WORD, Target, reached
 from leveret.shared.documents import EventView, VmView
+from leveret.shared.waiting import Outcome, Standing, Target, judge
+
+#: The event with which each wait ends.
+_LAST_WORD: dict[Target, str] = {
+    "running": "running",
+    "ready": "guest_ready",
+    "stopped": "stopped",
+    "deleted": "deleted",
+}
 
 _QUEUED_PAUSE_S = 0.2
 #: A row is there some milliseconds before the events that tell of it: how long to wait for the last of them.
@@ -14,16 +23,32 @@ _LAST_WORD_S = 1.0
 #: How often a wait looks without having heard anything.
 _LOOK_S = 25.0
 
+Judged = Callable[[], Awaitable[int]]
 Look = Callable[[], Awaitable[VmView | None]]
 Hear = Callable[[], AsyncGenerator[EventView, None]]
 OnEvent = Callable[[EventView], None]
 
 
-class Wait:
-    """One wait for one VM. `look` gives it as it is, or None while its request is queued; `hear` gives its events."""
+def check_target(target: str) -> None:
+    """Raises ValueError for what nobody can wait for."""
+    if target not in get_args(Target):
+        raise ValueError(f"one waits for {', '.join(get_args(Target))}, not for {target!r}")
 
-    def __init__(self, target: Target, *, look: Look, hear: Hear, on_event: OnEvent | None) -> None:
+
+class Wait:
+    """One wait for one VM.
+
+    `judged` returns when its request has its verdict, with the generation that this made; `look` gives the VM as it is,
+    or None while there is none; `hear` gives its events. Raises ValueError for a target that is none.
+    """
+
+    def __init__(
+        self, target: Target, *, judged: Judged, look: Look, hear: Hear, on_event: OnEvent | None = None
+    ) -> None:
+        check_target(target)
         self._target = target
+        self._judged = judged
+        self._generation = 0
         self._look = look
         self._hear = hear
         self._on_event = on_event
@@ -35,8 +60,9 @@ class Wait:
         """The VM once it is there. Raises VmFailed, WaitTimedOut, and what looking or hearing raises."""
         try:
             async with asyncio.timeout(timeout_s):
+                self._generation = await self._judged()
                 vm = await self._until_it_exists()
-                if self._on_event is None and reached(vm, self._target):
+                if self._on_event is None and self._is_reached_by(vm):
                     return vm
                 listener = asyncio.create_task(self._listen(), name="leveret-wait")
                 try:
@@ -60,13 +86,20 @@ class Wait:
             self._news.clear()
             vm = await self._until_it_exists()
             try:
-                if reached(vm, self._target):
-                    await self._hear_out(listener, LAST_WORD[self._target])
+                if self._is_reached_by(vm):
+                    await self._hear_out(listener, _LAST_WORD[self._target])
                     return vm
             except VmFailed:
                 await self._hear_out(listener, vm.state)
                 raise
             await self._next_news(listener, _LOOK_S)
+
+    def _is_reached_by(self, vm: VmView) -> bool:
+        """Raises VmFailed when it will never be, by itself."""
+        outcome = judge(Standing.of(vm), self._target, self._generation)
+        if outcome is Outcome.FAILED:
+            raise VmFailed(vm, self._target)
+        return outcome is Outcome.REACHED
 
     async def _listen(self) -> None:
         async with aclosing(self._hear()) as events:

@@ -24,11 +24,11 @@ _LONGEST_PAUSE_S = 5.0
 OnGap = Callable[[EventGap], None]
 
 
-class _Forgotten(BaseModel):
-    """The data of an `event: gap`."""
+class _Gap(BaseModel):
+    """The data of an `event: gap`: up to where the log is forgotten, and with what it ends."""
 
-    after: int
-    forgotten_seq: int
+    forgotten_seq: int = 0
+    last_seq: int | None = None
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Watch:
             return None  # the server's `retry`, say
         try:
             if frame.event == "gap":
-                self._skip(_Forgotten.model_validate_json(frame.data))
+                self._skip(_Gap.model_validate_json(frame.data))
                 return None
             event = EventView.model_validate_json(frame.data)
         except ValidationError as error:
@@ -96,11 +96,16 @@ class Watch:
         self.after = event.seq
         return event
 
-    def _skip(self, gap: _Forgotten) -> None:
-        if gap.forgotten_seq <= self.after:
+    def _skip(self, gap: _Gap) -> None:
+        """Go on behind what is forgotten, or from the end of a log that does not reach to where this watcher was."""
+        if gap.last_seq is not None and gap.last_seq < self.after:
+            until = gap.last_seq
+        elif gap.forgotten_seq > self.after:
+            until = gap.forgotten_seq
+        else:
             return
-        error = EventGap(self.after, gap.forgotten_seq)
-        self.after = gap.forgotten_seq
+        error = EventGap(self.after, until)
+        self.after = until
         if self.on_gap is None:
             raise error
         self.on_gap(error)

@@ -21,7 +21,7 @@ from leveret.conductor.database import prepare
 from leveret.shared import ids
 from leveret.shared.bus import Delivery
 from leveret.shared.documents import AmqpUserView, NewTokenView, ProjectView, TokenView
-from leveret.shared.errors import Code, LeveretError
+from leveret.shared.errors import Code
 from leveret.shared.messages import ADMINISTRATION, NewAmqpUser, NewToken, Verdict
 from leveret.stack.postgres import Postgres
 
@@ -39,12 +39,8 @@ async def clerk(postgres: Postgres, api_dsn: str, conductor: ScriptedConductor) 
     async def carry(delivery: Delivery) -> Verdict | None:
         body = delivery.decoded(among=ADMINISTRATION)
         project, actor, name = (delivery.header(header) or "" for header in ("project", "actor", "request_id"))
-        try:
-            async with connection.transaction():
-                await carry_out(connection, Order(project, actor, name, body))
-        except LeveretError as error:
-            return verdict(delivery, problem=error.problem)
-        return verdict(delivery)
+        async with connection.transaction():
+            return verdict(delivery, problem=await carry_out(connection, Order(project, actor, name, body)))
 
     conductor.script = carry
     yield conductor
@@ -189,7 +185,10 @@ async def test_only_administrators_administer(
         # "default" is there, the others are not: nobody else can tell.
         for other in ("default", "nowhere", "NOT-A-NAME"):
             answer = await stranger.request(method, f"/v1/projects/{other}{path}", **more)
-            problem_of(answer, 404, Code.PROJECT_NOT_FOUND)
+            if (method, path) == ("PUT", ""):  # it need not be there: whether it is makes no difference
+                problem_of(answer, 403, Code.FORBIDDEN)
+            else:
+                problem_of(answer, 404, Code.PROJECT_NOT_FOUND)
     problem_of(await stranger.get("/v1/projects/default"), 404, Code.PROJECT_NOT_FOUND)
     assert not conductor.heard
 
@@ -285,6 +284,32 @@ async def test_tokens_come_page_by_page(admin: AsyncClient, project: str) -> Non
     rest = (await admin.get(f"{project}/tokens?limit=2&cursor={page['next']}")).json()
     assert [item["id"] for item in page["items"] + rest["items"]] == made
     assert rest["next"] is None
+
+
+async def test_tokens_are_listed_by_their_age_whatever_their_ids_are(
+    admin: AsyncClient, project: str, tenant: Tenant
+) -> None:
+    made = [uuid.UUID(int=n) for n in (9, 4, 7, 1)]
+    for age, token_id in zip((4, 3, 3, 1), made, strict=True):
+        await tenant.connection.execute(
+            """INSERT INTO tokens (id, project_id, name, role, hash, created_at)
+            VALUES ($1, $2, $3, 'reader', $4, timestamptz '2026-01-01' - $5 * interval '1 microsecond')""",
+            uuid.uuid5(token_id, project),
+            name_of(project),
+            f"t{age}-{token_id.int}",
+            uuid.uuid4().bytes * 2,
+            age,
+        )
+    listed, address = list[dict[str, Any]](), f"{project}/tokens?limit=1"
+    page = (await admin.get(address)).json()
+    listed += page["items"]
+    while page["next"]:
+        page = (await admin.get(f"{address}&cursor={page['next']}")).json()
+        listed += page["items"]
+    assert [item["name"].partition("-")[0] for item in listed] == ["t4", "t3", "t3", "t1"]
+    assert [(item["created_at"], item["id"]) for item in listed] == sorted(
+        (item["created_at"], item["id"]) for item in listed
+    )
 
 
 async def test_a_token_that_nobody_made_in_time_may_still_come(

@@ -217,12 +217,14 @@ async def test_an_event_reaches_its_watchers_at_once(api: Api, tenant: Tenant) -
 
 async def test_many_watchers_at_one_place_each_see_every_event_once(api: Api, tenant: Tenant) -> None:
     """They share what they read, from wherever they began, also when nobody tells them of an event."""
-    vm_id, most = await tenant.insert(), 80
+    vm_id, most, before = await tenant.insert(), 80, 3
+    for _ in range(before):
+        await tenant.tell(vm_id, "progress", "building")
     async with client_of(api.url, tenant) as client, AsyncExitStack() as stack:
         starts = [n % 4 for n in range(40)]
         streams = [await stack.enter_async_context(streaming(client, after=start)) for start in starts]
         taking = [asyncio.create_task(stream.take(most - start)) for stream, start in zip(streams, starts, strict=True)]
-        for n in range(most):
+        for n in range(before, most):
             await tenant.tell(vm_id, "progress", "building", notify=n % 5 != 4)
         for start, events in zip(starts, await asyncio.gather(*taking), strict=True):
             assert seqs(events) == list(range(start + 1, most + 1))
@@ -267,10 +269,10 @@ async def test_a_watcher_whose_place_is_forgotten_is_told(client: AsyncClient, t
     await tenant.forget(4)
     page = (await client.get("/v1/events", params={"after": 2})).json()
     assert ([item["seq"] for item in page["items"]], page["forgotten_seq"]) == ([5, 6], 4)
-    for path in ("/v1/events", f"/v1/vms/{vm_id}/events"):
+    for last, path in ((6, "/v1/events"), (7, f"/v1/vms/{vm_id}/events")):
         async with streaming(client, path, last_id="2") as stream:
             gap, *rest = await stream.take(3)
-            assert gap == Event(None, "gap", {"after": 2, "forgotten_seq": 4})
+            assert gap == Event(None, "gap", {"after": 2, "forgotten_seq": 4, "last_seq": last})
             assert seqs(rest) == [5, 6]
             await tenant.tell(vm_id, "running", "running")
             assert len(seqs(await stream.take(1))) == 1  # told once
@@ -279,6 +281,44 @@ async def test_a_watcher_whose_place_is_forgotten_is_told(client: AsyncClient, t
             assert seqs(await stream.take(1)) == [int(place) + 1]
     async with streaming(client, after=0) as stream:
         assert seqs(await stream.take(1)) == [5]  # there is no place that could be forgotten
+
+
+@pytest.mark.parametrize("whose", ["project", "vm"])
+async def test_a_watcher_who_knows_of_more_than_there_ever_was_is_told_and_goes_on(
+    client: AsyncClient, tenant: Tenant, whose: str
+) -> None:
+    """It comes from before a restore of the database, or from another installation."""
+    vm_id = await tenant.insert()
+    path = "/v1/events" if whose == "project" else f"/v1/vms/{vm_id}/events"
+    for _ in range(3):
+        await tenant.tell(vm_id, "progress", "building")
+    lost = Event("3", "gap", {"after": 9, "forgotten_seq": 0, "last_seq": 3})
+    async with streaming(client, path, last_id="9") as stream, streaming(client, path, after=9) as other:
+        assert await stream.take(1) == [lost]
+        assert await other.take(1) == [lost]
+        await tenant.tell(vm_id, "running", "running")
+        assert (seqs(await stream.take(1)), seqs(await other.take(1))) == ([4], [4])
+    for asked in (
+        {"params": {"after": 9}},
+        {"headers": {"Last-Event-ID": "9"}},
+        {"params": {"after": 9, "wait_s": 20}},
+    ):
+        problem = problem_of(await client.get(path, **asked), 409, Code.STATE_CONFLICT)
+        assert problem["details"] == {"after": 9, "last_seq": 4}
+    assert (await client.get(path, params={"after": 4})).json()["next"] == 4
+
+
+async def test_a_stream_notices_that_the_log_became_shorter(client: AsyncClient, tenant: Tenant) -> None:
+    vm_id = await tenant.insert()
+    for _ in range(5):
+        await tenant.tell(vm_id, "progress", "building")
+    async with streaming(client) as stream:
+        assert seqs(await stream.take(5)) == [1, 2, 3, 4, 5]
+        await tenant.connection.execute("DELETE FROM events WHERE project_id = $1 AND seq > 2", tenant.project)
+        await tenant.connection.execute("UPDATE projects SET last_seq = 2 WHERE id = $1", tenant.project)
+        assert await stream.take(1) == [Event("2", "gap", {"after": 5, "forgotten_seq": 0, "last_seq": 2})]
+        await tenant.tell(vm_id, "running", "running")
+        assert seqs(await stream.take(1)) == [3]
 
 
 async def test_a_quiet_vms_watcher_has_missed_nothing_of_others_that_were_forgotten(

@@ -395,7 +395,7 @@ async def test_an_address_that_does_not_exist_is_a_problem_too(stranger: AsyncCl
 async def test_a_wrong_method_names_the_right_ones(stranger: AsyncClient) -> None:
     answer = await stranger.post(f"/v1/vms/{new_id()}")
     problem_of(answer, 405, Code.METHOD_NOT_ALLOWED)
-    assert answer.headers["allow"] == "DELETE, GET, PATCH, PUT"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, PATCH, PUT"
 
 
 def test_every_route_is_read_or_written_in_these_tests() -> None:
@@ -403,7 +403,7 @@ def test_every_route_is_read_or_written_in_these_tests() -> None:
     tested = {
         "createVm", "createVmByKey", "updateVm", "deleteVm", "startVm", "stopVm", "rebootVm", "retryVm",
         "listVms", "getVm", "readConsole", "listVmEvents", "listEvents", "listProjectEvents", "whoami",
-        "listHosts", "getHost", "listImages",
+        "listHosts", "getHost", "listImages", "runCheck",
         "listProjects", "createProject", "getProject", "updateQuota", "deleteProject",
         "listTokens", "createToken", "revokeToken", "listAmqpUsers", "addAmqpUser", "removeAmqpUser",
         "getIndex", "getVersion", "getLive", "getReady", "getMetrics", "getOpenapi", "getDocs", "getErrorDocs",

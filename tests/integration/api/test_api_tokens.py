@@ -243,15 +243,15 @@ async def test_when_tokens_were_used_is_told_now_and_then(broker: Rabbit, conduc
     await last_use.tell_once()
     last_use.note(two)
     await last_use.tell_once()
-    await eventually(lambda: len(conductor.heard) == 2)
-    told = [delivery.decoded() for delivery in conductor.heard]
+    await eventually(lambda: len(conductor.noted) == 2)
+    told = [delivery.decoded() for delivery in conductor.noted]
     assert all(isinstance(message, TokensUsed) for message in told)
     assert [list(message.last_used) for message in told if isinstance(message, TokensUsed)] == [[one], [two]]
     assert all(
         abs(at - began) < 30 for message in told if isinstance(message, TokensUsed) for at in message.last_used.values()
     )
-    assert conductor.heard[0].user_id == "leveret-api"
-    assert conductor.heard[0].queue == topology.REQUESTS_QUEUE.name
+    assert conductor.noted[0].user_id == "leveret-api"
+    assert conductor.noted[0].queue == topology.REQUESTS_QUEUE.name
     await link.stop()
 
 
@@ -266,7 +266,7 @@ async def test_a_process_that_stops_tells_what_it_knows(
         await asyncio.to_thread(api.process.wait, 20)
 
     def told() -> bool:
-        messages = [delivery.decoded() for delivery in conductor.heard if delivery.type == "token.used.v1"]
+        messages = [delivery.decoded() for delivery in conductor.noted if delivery.type == "token.used.v1"]
         return any(isinstance(message, TokensUsed) and me in message.last_used for message in messages)
 
     await eventually(told)

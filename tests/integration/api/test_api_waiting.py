@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import pytest
 from api_world import TINY, ScriptedConductor, Tenant, problem_of, verdict
@@ -189,16 +190,55 @@ async def test_a_delete_waits_until_the_host_confirmed(
     client: AsyncClient, conductor: ScriptedConductor, tenant: Tenant
 ) -> None:
     vm_id = await tenant.insert()
+
+    async def delete(delivery: Delivery) -> Verdict:
+        await tenant.update(vm_id, state="deleting", desired="deleted", generation=2, deadline=datetime.now(UTC))
+        return verdict(delivery, generation=2)
+
+    conductor.script = delete
     asking = asyncio.create_task(client.delete(f"/v1/vms/{vm_id}", params=LONG | {"wait": "deleted"}))
     await asyncio.sleep(0.2)
     assert not asking.done()
-    await tenant.connection.execute(
-        "UPDATE vms SET state = 'deleting', desired = 'deleted', deadline = now() WHERE id = $1", vm_id
-    )
     await tenant.tell(vm_id, "deleting", "deleting")
     await tenant.update(vm_id, state="deleted", host_id=None, token=None, deadline=None)
     await tenant.tell(vm_id, "deleted", "deleted")
     waited(await asking, "reached", "deleted")
+
+
+async def test_a_queued_delete_is_waited_for(client: AsyncClient, conductor: ScriptedConductor, tenant: Tenant) -> None:
+    conductor.script = conductor.silence
+    vm_id = await tenant.insert()
+    asking = asyncio.create_task(client.delete(f"/v1/vms/{vm_id}", params=LONG | {"wait": "deleted"}))
+    await asyncio.sleep(1.3)  # by now the verdict is given up, and nobody deletes it
+    assert not asking.done()
+    await tenant.update(vm_id, state="deleting", desired="deleted", generation=2, deadline=datetime.now(UTC))
+    await tenant.update(vm_id, state="deleted", host_id=None, token=None, deadline=None)
+    await tenant.tell(vm_id, "deleted", "deleted")
+    waited(await asking, "reached", "deleted")
+
+
+@pytest.mark.parametrize(
+    ("state", "target"), [("stopped", "running"), ("stopped", "ready"), ("running", "deleted"), ("error", "deleted")]
+)
+async def test_a_wait_for_what_nobody_asked_for_fails_at_once(
+    client: AsyncClient, tenant: Tenant, state: str, target: str
+) -> None:
+    vm_id = await tenant.insert(state=state)
+    answer = await client.get(f"/v1/vms/{vm_id}", params=LONG | {"wait": target})
+    waited(answer, "failed", state, status=200)
+    assert answer.elapsed.total_seconds() < 5
+
+
+async def test_a_create_that_is_to_be_stopped_does_not_wait_to_run(
+    client: AsyncClient, conductor: ScriptedConductor, tenant: Tenant
+) -> None:
+    async def create(delivery: Delivery) -> Verdict:
+        await tenant.insert(uuid.UUID(delivery.header("vm_id")), state="building", desired="stopped")
+        return verdict(delivery)
+
+    conductor.script = create
+    answer = await client.post("/v1/vms", json=TINY | {"running": False}, params=LONG | {"wait": "running"})
+    waited(answer, "failed", "building")
 
 
 async def test_a_queued_delete_of_what_never_was_is_answered_like_a_judged_one(

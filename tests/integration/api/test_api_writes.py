@@ -340,7 +340,9 @@ async def test_a_dry_run_gets_the_problem_that_it_would_get(
 async def test_a_dry_run_that_nobody_judges_is_unavailable(client: AsyncClient, conductor: ScriptedConductor) -> None:
     conductor.script = conductor.silence
     answer = await client.post("/v1/vms?dry_run=true", json=TINY)
-    problem_of(answer, 503, Code.UNAVAILABLE)
+    problem = problem_of(answer, 503, Code.UNAVAILABLE)
+    assert "dry run" in problem["detail"]
+    assert "queued" not in problem["detail"]
     assert answer.headers["retry-after"]
 
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from leveret.client.cli import (
     apply,
     change,
+    check,
     completion,
     context,
     create,
@@ -25,6 +26,7 @@ from leveret.client.cli import (
     look,
     naming,
     project,
+    quota,
     stack,
     token,
     wait,
@@ -105,6 +107,7 @@ SECTIONS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     },
     "When something is not as it should be": {
         "doctor": doctor.doctor,
+        "check": check.check,
         "explain": look.explain,
         "events": events.events,
         "timeline": events.timeline,
@@ -113,7 +116,7 @@ SECTIONS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     },
     "Projects, and who may do what": {
         "project": project.app,
-        "quota": project.quota_app,
+        "quota": quota.app,
         "token": token.app,
         "whoami": token.whoami,
     },

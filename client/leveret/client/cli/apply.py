@@ -11,15 +11,12 @@ import typer
 from leveret.client.cli import failing
 from leveret.client.cli.failing import Exit
 from leveret.client.cli.output import Format, Output, emit_document, paint
-from leveret.client.cli.project import confirm
-from leveret.client.cli.selectors import Selector, selector
-from leveret.client.cli.session import connect, run
+from leveret.client.cli.session import confirm, connect, run
+from leveret.client.cli.values import count
 from leveret.client.errors import ClientError
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
-    from leveret.client.leveret import Leveret, Target
+    from leveret.client.leveret import Leveret, Receipt, Target
     from leveret.shared.documents import CreateVm, UpdateVm, VmView
 
 _RETRY_FOR_S = 15.0
@@ -101,19 +98,19 @@ def apply(
         raise typer.BadParameter("say with -l which VMs may be deleted.", param_hint="--prune")
     if labels and not prune:
         raise typer.BadParameter("it says what --prune may delete: give that too.", param_hint="--selector")
-    chosen = selector(labels or [])
-    if prune and not chosen.requirements:
+    if prune and not "".join(labels or []).strip(" ,"):
         raise typer.BadParameter("it is empty, which would be every VM.", param_hint="--selector")
     specs = wanted(text_of(file), str(file))
 
     async def body() -> list[Outcome]:
         async with connect(ctx, retry_for_s=_RETRY_FOR_S) as leveret:
+            chosen = [vm async for vm in leveret.list(selector=",".join(labels or []))] if prune else []
             there = {vm.name: vm async for vm in leveret.list()}
             plans = [plan(spec, there.get(str(spec.name))) for spec in specs]
-            surplus = _surplus(there, specs, chosen) if prune else []
+            surplus = _surplus(chosen, specs)
             if surplus and not dry_run:
                 names = ", ".join(one.name for one in surplus)
-                confirm(f"Delete {len(surplus)} VMs that are not in {file}: {names}?", yes)
+                confirm(f"Delete {count(len(surplus), 'VM')} not in {file}: {names}?", yes)
             work = Work(leveret, None if no_wait else timeout, dry_run, output)
             done = await work.carry_out(plans)
             if surplus and any(one.error for one in done):
@@ -216,13 +213,10 @@ def _differences(spec: "CreateVm", vm: "VmView") -> tuple[tuple[str, str, str], 
     return tuple(found)
 
 
-def _surplus(there: "Mapping[str, VmView]", specs: "Iterable[CreateVm]", chosen: Selector) -> list[Plan]:
+def _surplus(chosen: "Iterable[VmView]", specs: "Iterable[CreateVm]") -> list[Plan]:
+    """What is to be done with the VMs that were chosen and that the file does not have."""
     kept = {spec.name for spec in specs}
-    return [
-        Plan(vm.name, "delete", vm=vm)
-        for vm in there.values()
-        if vm.name not in kept and vm.desired != "deleted" and chosen.matches(vm.labels)
-    ]
+    return [Plan(vm.name, "delete", vm=vm) for vm in chosen if vm.name not in kept and vm.desired != "deleted"]
 
 
 class Work:
@@ -264,8 +258,7 @@ class Work:
             case "create":
                 await self._create(plan, outcome)
             case "delete" if plan.vm is not None:
-                outcome.vm = (await self._leveret.delete(plan.vm.id)).vm or plan.vm
-                await self._wait(outcome, plan.vm.id, "deleted")
+                await self._follow(outcome, await self._leveret.delete(plan.vm.id), "deleted")
             case "change" if plan.vm is not None:
                 await self._change(plan, plan.vm, outcome)
 
@@ -276,20 +269,20 @@ class Work:
         if plan.vm is not None and self._timeout_s is not None:  # its name is free once the old one is gone
             await self._leveret.wait(plan.vm.id, "deleted", timeout_s=self._timeout_s)
         receipt = await self._leveret.create(plan.spec, vm_id=ids.new_id())
-        outcome.vm = receipt.vm
-        await self._wait(outcome, receipt.vm_id, "running" if plan.spec.running else "stopped")
+        await self._follow(outcome, receipt, "running" if plan.spec.running else "stopped")
 
     async def _change(self, plan: Plan, vm: "VmView", outcome: Outcome) -> None:
         if plan.update is not None:
             outcome.vm = (await self._leveret.update(vm.id, plan.update)).vm or vm
         if plan.run is not None:
             act = self._leveret.start if plan.run else self._leveret.stop
-            outcome.vm = (await act(vm.id)).vm or vm
-            await self._wait(outcome, vm.id, "running" if plan.run else "stopped")
+            await self._follow(outcome, await act(vm.id), "running" if plan.run else "stopped")
 
-    async def _wait(self, outcome: Outcome, vm_id: "UUID", target: "Target") -> None:
+    async def _follow(self, outcome: Outcome, receipt: "Receipt", target: "Target") -> None:
+        """Until it has come true, unless nobody waits."""
+        outcome.vm = receipt.vm or outcome.vm
         if self._timeout_s is not None:
-            outcome.vm = await self._leveret.wait(vm_id, target, timeout_s=self._timeout_s)
+            outcome.vm = await self._leveret.wait(receipt, target, timeout_s=self._timeout_s)
 
     def _tell(self, outcome: Outcome) -> None:
         if outcome.result == "failed" and outcome.error is not None:

@@ -103,7 +103,7 @@ def _change(
         if doing == "deleting":
             known_hosts(vm.id).unlink(missing_ok=True)
         if wait:
-            done = await leveret.wait(vm.id, wait, timeout_s=timeout_s)
+            done = await leveret.wait(receipt, wait, timeout_s=timeout_s)
             print(f"{vm.name}: {done.state}", file=sys.stderr)
             return done
         return receipt.vm or vm

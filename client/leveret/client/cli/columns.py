@@ -1,13 +1,13 @@
 """The tables that people see, and the marks of states."""
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from leveret.client.cli.output import Column, paint
+from leveret.client.cli.output import Column
 from leveret.client.cli.values import age
 
 if TYPE_CHECKING:
-    from leveret.shared.documents import EventView, HostView, VmView
+    from leveret.shared.documents import HostView, VmView
 
 _STATE_STYLES = {
     "running": "green",
@@ -24,11 +24,6 @@ _STATE_STYLES = {
     "silent": "red",
     "fenced": "red",
 }
-
-#: A name that was made up has at most so many characters; a longer one only moves what follows it.
-_SUBJECT_WIDTH = 18
-_TYPE_WIDTH = 12
-_QUOTA_ORDER = ("vms", "vcpus", "memory_mib", "disk_gib", "requests_per_s", "request_burst")
 
 
 def state_style(text: str) -> str:
@@ -58,51 +53,6 @@ def age_text(at: datetime) -> str:
 
 def local_time(at: datetime) -> str:
     return at.astimezone().strftime("%H:%M:%S.%f")[:-3]
-
-
-def event_note(event: "EventView") -> str:
-    """What there is to say of an event beside its type."""
-    problem = event.data.get("problem") or {}
-    if problem:
-        return f"{problem.get('message', '')} ({problem.get('code', '?')})"
-    if "." in event.type:
-        return _administration_note(event.data)
-    if event.type == "progress":
-        done = ", ".join(f"{one['step']} {float(one['seconds']):.2f} s" for one in event.data.get("steps", ()))
-        step = str(event.data.get("step") or "").replace("_", " ")
-        return f"{step} (done: {done})" if done else step
-    if event.type == "changed" and "labels" in event.data:
-        labels = ", ".join(f"{key}={value}" for key, value in sorted(event.data["labels"].items()))
-        return f"{event.data.get('verb', '')}: called {event.data.get('name')}, {labels or 'no labels'}"
-    parts = {"scheduled": "host", "changed": "verb"}
-    return str(event.data.get(parts.get(event.type, ""), ""))
-
-
-def _administration_note(data: dict[str, Any]) -> str:
-    """Of an event about a project itself: what it concerns, and who did it."""
-    about = [str(data[key]) for key in ("name", "user") if data.get(key)]
-    if data.get("role"):
-        about.append(f"as {data['role']}")
-    if data.get("expires_at"):
-        about.append(f"until {datetime.fromisoformat(data['expires_at']).astimezone():%Y-%m-%d %H:%M}")
-    quota = data.get("quota") or {}
-    known = [name for name in _QUOTA_ORDER if name in quota] + sorted(quota.keys() - set(_QUOTA_ORDER))
-    about += [f"{name}={'none' if quota[name] is None else quota[name]}" for name in known]
-    by = f"(by {data['by']})" if data.get("by") else ""
-    return " ".join([*about, by]).strip()
-
-
-def event_subject(event: "EventView") -> str:
-    """The VM that an event is about: its name, else its id; a dash for what is about the project itself."""
-    return event.vm_name or (str(event.vm_id) if event.vm_id else "-")
-
-
-def event_line(event: "EventView", *, with_name: bool) -> str:
-    name = f"{event_subject(event).ljust(_SUBJECT_WIDTH)}  " if with_name else ""
-    style = state_style("error" if event.type in {"error", "build_failed", "rejected"} else event.type)
-    line = f"{paint(local_time(event.at), 'dim')}  {name}{paint(event.type, style)}"
-    note = event_note(event)
-    return f"{line}{' ' * (_TYPE_WIDTH - len(event.type))}  {note}" if note else line
 
 
 def _used(used: int, cap: int) -> str:

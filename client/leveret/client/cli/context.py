@@ -12,6 +12,7 @@ from leveret.client.cli.failing import Exit
 from leveret.client.cli.output import Column, Format, Output, emit_document, paint, write_facts, write_table
 from leveret.client.cli.session import complete_context, flags, token_from
 from leveret.client.errors import ConfigError
+from leveret.client.inputs import check_token, check_url
 
 Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=complete_context)]
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="Letters, digits, '.', '_' and '-'.")]
@@ -111,7 +112,7 @@ def add(
 ) -> None:
     """Add a context. The token is never taken from the command line, where others could read it."""
     configs.check_name(name)
-    url = configs.check_url(url)
+    url = check_url(url)
     path, contexts = _read()
     if name in contexts.by_name and not replace:
         _conflict(f"there is a context {name!r} already: --replace replaces it.")
@@ -133,7 +134,7 @@ def _ask_for_token(url: str, token_file: Path | None) -> str:
     if token_file is None and sys.stdin.isatty():
         from getpass import getpass
 
-        return getpass(f"Token for {url}: ").strip() or _usage("no token was given.")
+        return check_token(getpass(f"Token for {url}: ").strip(), "what was given")
     return token_from(Path("-"))
 
 
@@ -167,10 +168,6 @@ def _where(one: configs.Context, path: Path) -> str:
     if one.token:
         return f"in {path}"
     return f"in {one.token_file}" if one.token_file else "none"
-
-
-def _usage(message: str) -> str:
-    raise typer.BadParameter(message)
 
 
 def _conflict(message: str) -> None:

@@ -20,7 +20,7 @@ from leveret.client.cli.session import complete_image, config, connect, run
 from leveret.client.errors import ClientError, WaitTimedOut
 
 if TYPE_CHECKING:
-    from leveret.client.leveret import Leveret
+    from leveret.client.leveret import Leveret, Receipt
     from leveret.shared.documents import CreateVm, EventView, VmView
 
 #: Not every image can say that it is ready. Unless asked to, nobody waits longer than this for one that runs.
@@ -213,18 +213,18 @@ class _Build:
         if self.target is None:
             return receipt.vm
         if self.target in {"stopped", "ready"}:
-            return await self._wait(leveret, vm_id, self.target, self.timeout_s)
-        vm = await self._wait(leveret, vm_id, "running", self.timeout_s)
+            return await self._wait(leveret, receipt, self.target, self.timeout_s)
+        vm = await self._wait(leveret, receipt, "running", self.timeout_s)
         if self.target == "auto":
             return await self._wait_a_little(leveret, vm)
         return vm
 
-    async def _wait(self, leveret: "Leveret", vm_id: UUID, target: Any, timeout_s: float) -> "VmView":
+    async def _wait(self, leveret: "Leveret", receipt: "Receipt", target: Any, timeout_s: float) -> "VmView":
         try:
-            return await leveret.wait(vm_id, target, timeout_s=timeout_s, on_event=self.tell)
+            return await leveret.wait(receipt, target, timeout_s=timeout_s, on_event=self.tell)
         except WaitTimedOut as error:
             if target == "ready" and error.vm is not None:
-                await self._console_tail(leveret, vm_id)
+                await self._console_tail(leveret, receipt.vm_id)
             raise
 
     async def _wait_a_little(self, leveret: "Leveret", vm: "VmView") -> "VmView":

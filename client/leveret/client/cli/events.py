@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from leveret.shared.documents import EventView, VmView
 
 DEFAULT_LINES = 20
+#: The greatest number that an event may have.
+LAST_POSSIBLE = 2**63 - 1
 OneVm = Annotated[str | None, typer.Argument(metavar="VM", help="Name or id.", autocompletion=complete_vm)]
 
 
@@ -27,7 +29,10 @@ def events(
     vm: OneVm = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they come, until Ctrl-C.")] = False,
     after: Annotated[
-        int | None, typer.Option(min=0, metavar="SEQ", help="Only those after this number: resume where you were.")
+        int | None,
+        typer.Option(
+            min=0, max=LAST_POSSIBLE, metavar="SEQ", help="Only those after this number: resume where you were."
+        ),
     ] = None,
     lines: Annotated[
         int, typer.Option("-n", min=0, metavar="N", help="How many of the newest to begin with.")
@@ -48,7 +53,7 @@ def events(
             else:
                 writer.last = after
             if follow:
-                async for event in leveret.watch(vm_id, after=writer.last, on_gap=_tell_gap):
+                async for event in leveret.watch(vm_id, after=writer.last, on_gap=writer.skip):
                     writer.write(event)
             elif after is not None:
                 async for event in leveret.events(vm_id=vm_id, after=after):
@@ -66,17 +71,19 @@ class Writer:
     """Writes events as they come; `last` is the number of the newest one that was seen."""
 
     def __init__(self, form: Format, *, with_name: bool) -> None:
+        from leveret.client.cli.event_lines import EventLines
+
         self.form = form
-        self.with_name = with_name
         self.last = 0
+        self._lines = EventLines(with_subject=with_name)
 
     def write(self, event: "EventView") -> None:
-        from leveret.client.cli.columns import event_line, event_subject
+        from leveret.client.cli.event_lines import subject_of
 
         self.last = max(self.last, event.seq)
         match self.form:
             case Format.TABLE:
-                print(event_line(event, with_name=self.with_name), flush=True)
+                print(self._lines.line(event), flush=True)
             case Format.JSON:
                 print(json.dumps(event.model_dump(mode="json"), ensure_ascii=False), flush=True)
             case Format.YAML:
@@ -84,7 +91,12 @@ class Writer:
                 emit_document(event.model_dump(mode="json"), self.form)
                 sys.stdout.flush()
             case Format.NAME:
-                print(event_subject(event), flush=True)
+                print(subject_of(event), flush=True)
+
+    def skip(self, gap: "EventGap") -> None:
+        """Tell of events that are lost."""
+        self.last = gap.until
+        print(f"warning: {gap}.", file=sys.stderr, flush=True)
 
 
 async def _newest(leveret: "Leveret", vm_id: "UUID | None", count: int, writer: Writer) -> None:
@@ -96,10 +108,6 @@ async def _newest(leveret: "Leveret", vm_id: "UUID | None", count: int, writer: 
     for event in newest[-count:] if count else ():
         writer.write(event)
     writer.last = newest[-1].seq if newest else max(writer.last, 0 if vm_id else last)
-
-
-def _tell_gap(gap: "EventGap") -> None:
-    print(f"The events {gap.after + 1} to {gap.until} are gone: they were forgotten.", file=sys.stderr)
 
 
 def timeline(

@@ -6,7 +6,7 @@ import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from leveret.client import errors
+from leveret.client.cli.columns import memory_text
 from leveret.client.cli.output import paint
 
 
@@ -124,7 +125,8 @@ def explain(error: BaseException) -> Iterator[str]:
     match error:
         case errors.ApiError():
             yield _headline(error.message, error.code)
-            yield from _body(_HINTS.get(error.code, error.hint), error.details)
+            when = {} if error.retry_after_s is None else {"retry_after_s": error.retry_after_s}
+            yield from _body(_HINTS.get(error.code, error.hint), error.details | when)
             for fault in error.errors:
                 yield _line(f"{fault.get('field', '')}: {fault.get('message', '')}")
             if error.request_id:
@@ -146,7 +148,7 @@ def explain(error: BaseException) -> Iterator[str]:
             yield _headline(str(error))
             yield _line(f"hint: give an id, for example {ids[0]}")
         case errors.EventGap():
-            yield _headline(f"{error}: they were forgotten before they were read.")
+            yield _headline(f"{error}.")
             yield _line(f"hint: leveret list shows how things stand; go on with --after {error.until}")
         case errors.Unreachable():
             yield _headline(str(error))
@@ -174,25 +176,72 @@ def _body(hint: str, details: dict[str, Any]) -> Iterator[str]:
     if hint:
         yield _line(f"hint: {hint}")
     for name, value in details.items():
-        yield from _detail(name, value)
+        if name in {"hosts", "largest"} and "constraints" in details and (name == "hosts" or "one host has" in hint):
+            continue  # the message and the hint have said so
+        for text in _DETAILS[name](value) if name in _DETAILS else [f"{name.replace('_', ' ')}: {_text(value)}"]:
+            yield _line(text)
 
 
-def _detail(name: str, value: Any) -> Iterator[str]:
-    if name == "constraints" and isinstance(value, dict):
-        counts = ", ".join(f"{constraint} {count}" for constraint, count in value.items())
-        yield _line(f"hosts refused by: {counts}" if counts else "there is no host")
-    elif name == "attempts" and isinstance(value, list):
-        for attempt in value:
-            told = attempt.get("problem", attempt) if isinstance(attempt, dict) else {"message": attempt}
-            host = told.get("host") or attempt.get("host_id", "?")
-            yield _line(f"tried {host}: {told.get('message', '')} ({told.get('code', '?')})")
-    elif name == "errors" and isinstance(value, list):
-        for fault in value:
-            yield _line(f"{fault.get('field', '')}: {fault.get('message', '')}")
-    elif isinstance(value, dict):
-        yield _line(f"{name}: " + ", ".join(f"{key} {item}" for key, item in value.items()))
-    else:
-        yield _line(f"{name}: {value}")
+def _constraints(value: Any) -> Iterator[str]:
+    yield f"hosts refused by: {_text(value)}" if value else "there is no host"
+
+
+def _quota(value: Any) -> Iterator[str]:
+    """What of each resource is used, and what this request would add."""
+    for name, amounts in value.items() if isinstance(value, dict) else ():
+        told = {key: _amount(name, amount) for key, amount in amounts.items() if isinstance(amount, int)}
+        more = f", {told['asked']} more asked" if "asked" in told else ""
+        yield f"{_RESOURCES.get(name, name)}: {told.get('used', '?')} of {told.get('limit', '?')} used{more}"
+
+
+_RESOURCES = {"vms": "VMs", "vcpus": "vCPUs", "memory_mib": "memory", "disk_gib": "disk"}
+
+
+def _amount(name: str, amount: int) -> str:
+    if name == "memory_mib":
+        return memory_text(amount)
+    return f"{amount}G" if name == "disk_gib" else str(amount)
+
+
+def _attempts(value: Any) -> Iterator[str]:
+    for attempt in value if isinstance(value, list) else ():
+        told = attempt.get("problem", attempt) if isinstance(attempt, dict) else {"message": attempt}
+        host = told.get("host") or (attempt.get("host_id", "?") if isinstance(attempt, dict) else "?")
+        yield f"tried {host}: {told.get('message', '')} ({told.get('code', '?')})"
+
+
+def _faults(value: Any) -> Iterator[str]:
+    for fault in value if isinstance(value, list) else ():
+        yield f"{fault.get('field', '')}: {fault.get('message', '')}"
+
+
+#: How the details of a problem are told that have more to say than their name and value.
+_DETAILS: dict[str, Callable[[Any], Iterator[str]]] = {
+    "constraints": _constraints,
+    "largest": lambda value: iter([f"the most that one host has free: {_text(value)}"]),
+    "quota": _quota,
+    "attempts": _attempts,
+    "errors": _faults,
+    "revision": lambda value: iter([f"its revision is now {_text(value)}"]),
+    "retry_after_s": lambda value: iter([f"it may be asked again in {_text(value)} s"]),
+    "last_seq": lambda value: iter([f"the newest event is {_text(value)}"]),
+}
+
+
+def _text(value: Any) -> str:
+    """Any JSON in words."""
+    match value:
+        case dict():
+            return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "none"
+        case list():
+            return ", ".join(_text(item) for item in value) or "none"
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+    return str(value)
 
 
 def _headline(message: str, code: str = "") -> str:

@@ -82,6 +82,10 @@ _BY_TYPE: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+#: What pydantic puts into the path for the branch of a schema that it was in.
+_BRANCHES = frozenset({"ImageByName", "ImageByUrl", "constrained-str"})
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """`field` is the path in the document; `option` is None when no option sets it."""
@@ -125,7 +129,8 @@ def faults(
     """Every fault once. A value is never told: it may be a secret."""
     told: dict[Fault, None] = {}
     for detail in error.errors(include_url=False, include_input=False):
-        if not _of_the_other_image(detail, asked):
+        # What may be left out has a branch of the schema in which it is none: nobody means that.
+        if detail["type"] != "none_required" and not _of_the_other_image(detail, asked):
             told[_fault(detail, model, rename or {})] = None
     return list(told)
 
@@ -138,7 +143,7 @@ def _of_the_other_image(detail: "ErrorDetails", asked: Mapping[str, Any]) -> boo
 
 
 def _fault(detail: "ErrorDetails", model: "type[BaseModel]", rename: Mapping[str, str]) -> Fault:
-    path = [str(part) for part in detail["loc"] if part not in {"ImageByName", "ImageByUrl"}]
+    path = [str(part) for part in detail["loc"] if part not in _BRANCHES]
     field = ".".join(part for part in path if part != "[key]") or "the document"
     if path and path[0] in rename:
         path[0] = rename[path[0]]

@@ -57,15 +57,13 @@ def list_(
 ) -> None:
     """List VMs."""
     from leveret.client.cli.columns import VM_COLUMNS
-    from leveret.client.cli.selectors import selector as selector_in
     from leveret.shared.lifecycle import State
-
-    wanted = selector_in(selector or [])
 
     async def body() -> "list[VmView]":
         async with connect(ctx) as leveret:
-            found = leveret.list(state=State(state.value) if state else None, labels=wanted.equalities, host=host)
-            return [vm async for vm in found if wanted.matches(vm.labels)]
+            wanted = ",".join(selector) if selector else None
+            found = leveret.list(state=State(state.value) if state else None, selector=wanted, host=host)
+            return [vm async for vm in found]
 
     emit(run(body()), VM_COLUMNS, output)
 
@@ -166,7 +164,6 @@ async def _refused(leveret: "Leveret", text: str, error: ApiError | NotFound) ->
 
 
 def _explain_refusal(refused: Refused, events: "list[EventView]", form: Format) -> None:
-    from leveret.client.cli.columns import event_line
     from leveret.client.cli.failing import problem_lines
     from leveret.shared.errors import Problem
 
@@ -184,12 +181,11 @@ def _explain_refusal(refused: Refused, events: "list[EventView]", form: Format) 
         print(line)
     if events:
         print(f"\n{paint('events', 'bold')}")
-    for event in events[-_EXPLAINED_EVENTS:]:
-        print(f"  {event_line(event, with_name=False)}")
+    _print_newest(events)
 
 
 def _explain(vm: "VmView", events: "list[EventView]") -> None:
-    from leveret.client.cli.columns import event_line, state_style, state_text
+    from leveret.client.cli.columns import state_style, state_text
     from leveret.client.cli.failing import problem_lines
 
     print(f"{paint(vm.name, 'bold')} is {paint(state_text(vm), state_style(vm.state))} and is wanted {vm.desired}.")
@@ -205,5 +201,13 @@ def _explain(vm: "VmView", events: "list[EventView]") -> None:
     print(f"\n{paint('events', 'bold')}")
     if len(events) > _EXPLAINED_EVENTS:
         print(f"  ... {len(events) - _EXPLAINED_EVENTS} before: leveret events {vm.name}")
-    for event in events[-_EXPLAINED_EVENTS:]:
-        print(f"  {event_line(event, with_name=False)}")
+    _print_newest(events)
+
+
+def _print_newest(events: "list[EventView]") -> None:
+    from leveret.client.cli.event_lines import EventLines
+
+    writer = EventLines(with_subject=False, indent="  ")
+    lines = [writer.line(event) for event in events]
+    for line in lines[-_EXPLAINED_EVENTS:]:
+        print(line)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from leveret.client.cli.session import run
-from leveret.client.cli.values import age
+from leveret.client.cli.values import age, count
 from leveret.client.config import Config
 from leveret.client.errors import ApiError, ClientError
 from leveret.client.finding import Finding, fail, ok, warn
@@ -208,7 +208,7 @@ def quota(project: "ProjectView") -> Iterator[Finding]:
     if tight:
         yield warn("quota", f"nearly used up: {', '.join(tight)}.", "delete VMs, or ask an administrator for more.")
     else:
-        yield ok("quota", f"{used['vms']} VMs in project {project.id}, within its limits")
+        yield ok("quota", f"{count(used['vms'], 'VM')} in project {project.id}, within its limits")
 
 
 async def _hosts(leveret: "Leveret") -> Iterator[Finding]:

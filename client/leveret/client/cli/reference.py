@@ -38,7 +38,7 @@ shows where an unexpected error happened.
 | 2 | usage: what was asked cannot be meant, there is no configuration, or the token is refused or may not do this |
 | 3 | not found |
 | 4 | conflict with how things are; for `apply`, something that cannot be changed |
-| 5 | failed: a VM is in error, no host has room, or `doctor` and `status` found something wrong |
+| 5 | failed: a VM is in error, no host has room, or `doctor`, `check` or `status` found something wrong |
 | 6 | time-out; the VM is kept, and goes on |
 | 7 | the API cannot be reached, or asks to come again later |
 | 130 | interrupted by Ctrl-C; what was accepted goes on |

@@ -1,4 +1,4 @@
-"""What every command that talks to the API needs: settings, a connection, an event loop."""
+"""What commands that talk to the API share: settings, a connection, an event loop, questions, names to complete."""
 
 import gc
 import os
@@ -12,6 +12,7 @@ import typer
 
 from leveret.client import config as configs
 from leveret.client.errors import ClientError, ConfigError
+from leveret.client.inputs import check_token
 
 if TYPE_CHECKING:
     from leveret.client.leveret import Leveret
@@ -53,10 +54,7 @@ def token_from(file: Path) -> str:
     """The token in a file, or on standard input when that is `-`."""
     if str(file) != "-":
         return configs.read_token(file)
-    token = sys.stdin.readline().strip()
-    if not token or not token.isascii() or len(token.split()) != 1:
-        raise ConfigError("standard input does not hold a token: one word of ASCII is expected.")
-    return token
+    return check_token(sys.stdin.readline().strip(), "the first line of standard input")
 
 
 def connect(ctx: typer.Context, *, retry_for_s: float = RETRY_FOR_S) -> "Leveret":
@@ -73,14 +71,31 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(main)
 
 
+async def own_project(leveret: "Leveret", chosen: str | None) -> str:
+    """The project that is meant: the one that was named, else the token's own."""
+    return chosen or str((await leveret.whoami())["project"])
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask, unless told not to. Where nobody can be asked it is a usage error."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("nobody is there to be asked.", param_hint="--yes")
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)
+
+
 # The names of things, for the shell. A completion that cannot be made is silent.
 
 
-def _completion(names: "Callable[[Leveret], AsyncIterator[str]]") -> Callable[[typer.Context, str], list[str]]:
+def _completion(
+    names: "Callable[[Leveret, typer.Context], AsyncIterator[str]]",
+) -> Callable[[typer.Context, str], list[str]]:
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         async def ask() -> list[str]:
             async with connect(ctx, retry_for_s=_COMPLETION_RETRY_S) as leveret:
-                return [name async for name in names(leveret) if name.startswith(incomplete)]
+                return [name async for name in names(leveret, ctx) if name.startswith(incomplete)]
 
         try:
             return run(ask())
@@ -90,30 +105,43 @@ def _completion(names: "Callable[[Leveret], AsyncIterator[str]]") -> Callable[[t
     return complete
 
 
-async def _vms(leveret: "Leveret") -> AsyncIterator[str]:
+async def _vms(leveret: "Leveret", _ctx: typer.Context) -> AsyncIterator[str]:
     async for vm in leveret.list():
         yield vm.name
 
 
-async def _images(leveret: "Leveret") -> AsyncIterator[str]:
+async def _images(leveret: "Leveret", _ctx: typer.Context) -> AsyncIterator[str]:
     for image in await leveret.images():
         yield image.name
 
 
-async def _hosts(leveret: "Leveret") -> AsyncIterator[str]:
+async def _hosts(leveret: "Leveret", _ctx: typer.Context) -> AsyncIterator[str]:
     for host in await leveret.hosts():
         yield host.name
 
 
-async def _projects(leveret: "Leveret") -> AsyncIterator[str]:
+async def _projects(leveret: "Leveret", _ctx: typer.Context) -> AsyncIterator[str]:
     for project in await leveret.list_projects():
         yield project.id
+
+
+async def _tokens(leveret: "Leveret", ctx: typer.Context) -> AsyncIterator[str]:
+    for token in await leveret.tokens(await own_project(leveret, ctx.params.get("project"))):
+        if token.revoked_at is None:
+            yield token.name
+
+
+async def _amqp_users(leveret: "Leveret", ctx: typer.Context) -> AsyncIterator[str]:
+    for user in await leveret.amqp_users(await own_project(leveret, ctx.params.get("project"))):
+        yield user.name
 
 
 complete_vm = _completion(_vms)
 complete_image = _completion(_images)
 complete_host = _completion(_hosts)
 complete_project = _completion(_projects)
+complete_token = _completion(_tokens)
+complete_amqp_user = _completion(_amqp_users)
 
 
 def complete_context(incomplete: str) -> list[str]:
@@ -127,6 +155,10 @@ def complete_context(incomplete: str) -> list[str]:
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name or id.", autocompletion=complete_vm)]
 VmNames = Annotated[list[str], typer.Argument(metavar="VM", help="Names or ids.", autocompletion=complete_vm)]
 ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", autocompletion=complete_project)]
+AnyProject = Annotated[
+    str | None,
+    typer.Argument(metavar="PROJECT", help="Default: the token's own.", autocompletion=complete_project),
+]
 InProject = Annotated[
     str | None,
     typer.Option(

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leveret.client.cli.output import Column, Format, Output, emit, emit_document, paint, write_facts
-from leveret.client.cli.session import InProject, config, connect, run
+from leveret.client.cli.session import InProject, complete_token, config, connect, own_project, run
 from leveret.client.errors import Ambiguous, NotFound
 
 if TYPE_CHECKING:
-    from leveret.client.leveret import Leveret
     from leveret.shared.documents import NewTokenView, TokenView
 
 
@@ -25,11 +24,6 @@ class RoleChoice(StrEnum):
 
 
 app = typer.Typer(help="Make, list and revoke tokens.", no_args_is_help=True, rich_markup_mode=None)
-
-
-async def own_project(leveret: "Leveret", chosen: str | None) -> str:
-    """The project that is meant: the one that was named, else the token's own."""
-    return chosen or str((await leveret.whoami())["project"])
 
 
 def whoami(ctx: typer.Context, output: Output = Format.TABLE) -> None:
@@ -119,7 +113,7 @@ def create(
 @app.command()
 def revoke(
     ctx: typer.Context,
-    tokens: Annotated[list[str], typer.Argument(metavar="TOKEN", help="Names or ids.")],
+    tokens: Annotated[list[str], typer.Argument(metavar="TOKEN", help="Names or ids.", autocompletion=complete_token)],
     project: InProject = None,
 ) -> None:
     """End tokens. They work nowhere five seconds later."""

@@ -97,6 +97,11 @@ def public_keys(files: list[Path]) -> list[str]:
     return list(keys)
 
 
+def count(number: int, thing: str) -> str:
+    """`1 VM`, `2 VMs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def duration(seconds: float) -> str:
     """Rounded to what a person cares about: 0.04 s, 1.2 s, 3m12s, 5h02m, 12d."""
     if seconds < 0.095:

@@ -14,6 +14,7 @@ from leveret.api.requests import ASK_AGAIN, Ask
 from leveret.api.service import service_of
 from leveret.shared.documents import Document, ProjectId
 from leveret.shared.errors import Code, LeveretError, fail
+from leveret.shared.messages import explain
 
 PROJECT_PATTERN = r"^[a-z][a-z0-9-]{0,61}$"
 
@@ -74,9 +75,8 @@ async def may_work(request: Request, identity: Reader, project: ProjectPath) -> 
 
 
 async def may_found(request: Request, identity: Reader, project: ProjectPath) -> Desk:
-    """A dependency: administrators, for a project that need not be there yet."""
-    if identity.role != "admin":
-        return await may_work(request, identity, project)
+    """A dependency: administrators, for a project that need not be there yet. Nobody else learns whether it is."""
+    await may_administer(identity)
     check(_PROJECT_ID, project, field="project")
     return Desk(request, project, identity)
 
@@ -98,7 +98,7 @@ def check(kind: TypeAdapter[Any], value: str, *, field: str) -> None:
     try:
         kind.validate_python(value)
     except ValidationError as error:
-        errors = [{"field": field, "message": fault["msg"]} for fault in error.errors(include_input=False)]
+        errors = [{"field": field, "message": fault["message"]} for fault in explain(error)]
         raise fail(Code.INVALID_REQUEST, "The parameters are not valid.", errors=errors) from None
 
 

@@ -162,7 +162,10 @@ class Asker:
 
 async def may_read(request: Request) -> Identity:
     """A dependency: anybody with a good token."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    given = request.headers.getlist("authorization") or [""]
+    if len(given) > 1:
+        raise unauthenticated("There is more than one token in this request.", error="invalid_request")
+    scheme, _, token = given[0].partition(" ")
     token = token.strip()
     if scheme.lower() != "bearer" or not token:
         raise unauthenticated("There is no bearer token in this request.")

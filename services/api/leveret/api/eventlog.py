@@ -13,13 +13,15 @@ class Page:
     """Some events after a number.
 
     `checked` is the number up to which there are no others that were asked for; `is_full` says that there may be more
-    after it. What is not greater than `forgotten_seq` may be forgotten.
+    after it. What is not greater than `forgotten_seq` may be forgotten. `last_seq` is the newest event that there is:
+    it is only less than the number that was asked with when that is of another installation or a lost time.
     """
 
     items: tuple[EventView, ...]
     checked: int
     is_full: bool
     forgotten_seq: int
+    last_seq: int
 
 
 class EventLog:
@@ -41,5 +43,6 @@ class EventLog:
             rows = await self._database.rows(project, queries.LIST_VM_EVENTS, project, after, limit, vm_id)
         items = tuple(views.event(row) for row in rows if row["seq"] is not None)
         is_full = len(items) == limit
-        newest = items[-1].seq if is_full else rows[0]["last_seq"] if rows else 0
-        return Page(items, max(after, newest), is_full, rows[0]["forgotten_seq"] if rows else 0)
+        last_seq, forgotten_seq = (rows[0]["last_seq"], rows[0]["forgotten_seq"]) if rows else (after, 0)
+        checked = items[-1].seq if is_full else max(after, last_seq)
+        return Page(items, checked, is_full, forgotten_seq, last_seq)

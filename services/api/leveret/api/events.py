@@ -1,6 +1,5 @@
 """Events over REST: read on from where one was and wait for what comes, page by page or as a stream."""
 
-import re
 import time
 from uuid import UUID
 
@@ -10,13 +9,14 @@ from starlette.responses import Response
 from leveret.api import sse, views
 from leveret.api.administering import Looking
 from leveret.api.auth import Asker, Reader
-from leveret.api.params import BIGINT_MAX, EventParams, Following
+from leveret.api.headers import last_event_id
+from leveret.api.params import EventParams, Following, VmId
 from leveret.api.problems import Refusal
 from leveret.api.service import Service, service_of
 from leveret.api.streaming import Streamed, begun
 from leveret.api.vms import not_found
 from leveret.api.waits import look, news
-from leveret.shared.errors import Code, fail
+from leveret.shared.errors import Code, LeveretError, fail
 
 _LOOK_S = 10.0
 
@@ -25,7 +25,7 @@ async def list_events(request: Request, identity: Reader, params: Following) -> 
     return await _answer(request, identity.project, params, None)
 
 
-async def list_vm_events(request: Request, vm_id: UUID, identity: Reader, params: Following) -> Response:
+async def list_vm_events(request: Request, vm_id: VmId, identity: Reader, params: Following) -> Response:
     """A VM whose request is still queued has no events yet: its first one is waited for like any other."""
     return await _answer(request, identity.project, params, vm_id)
 
@@ -36,7 +36,7 @@ async def list_project_events(request: Request, desk: Looking, params: Following
 
 
 async def _answer(request: Request, project: str, params: EventParams, vm_id: UUID | None) -> Response:
-    seen = _last_event_id(request)
+    seen = last_event_id(request)
     if seen is not None:
         params = params.model_copy(update={"after": seen})
     if sse.is_wanted(request):
@@ -59,6 +59,8 @@ async def _page(request: Request, project: str, params: EventParams, vm_id: UUID
         after = params.after if params.after != "latest" else await service.log.newest(project)
         while True:
             page = await service.log.read(project, after, params.limit, vm_id)
+            if after > page.last_seq:
+                raise _never_was(after, page.last_seq)
             left_s = until - time.monotonic()
             if page.items or left_s <= 0 or service.feed.is_closed or await asker.is_gone():
                 break
@@ -72,15 +74,15 @@ async def _page(request: Request, project: str, params: EventParams, vm_id: UUID
     return Response(document.model_dump_json(), media_type="application/json")
 
 
-def _last_event_id(request: Request) -> int | None:
-    """Where a stream that broke goes on. Raises LeveretError `invalid_request` for what no stream has given out."""
-    given = request.headers.get("last-event-id", "")
-    if not given:
-        return None
-    if not re.fullmatch(r"[0-9]{1,19}", given) or int(given) > BIGINT_MAX:
-        errors = [{"field": "Last-Event-ID", "message": "give the id of an event as it was told"}]
-        raise fail(Code.INVALID_REQUEST, "The headers are not valid.", errors=errors)
-    return int(given)
+def _never_was(after: int, last_seq: int) -> LeveretError:
+    """The number is of another installation, or of a time that a restored database knows nothing of."""
+    return fail(
+        Code.STATE_CONFLICT,
+        f"There is no event {after} in this project: its newest is {last_seq}.",
+        hint="What you knew may be wrong. Read the VMs anew, then go on after `last_seq`.",
+        after=after,
+        last_seq=last_seq,
+    )
 
 
 async def _must_be_known(service: Service, project: str, vm_id: UUID) -> None:

@@ -122,6 +122,30 @@ AMQP_USER: dict[str, Any] = {
     "created_by": f"token ops of {PROJECT}",
 }
 
+CHECK_REPORT: dict[str, Any] = {
+    "at": AT,
+    "seconds": 5.218,
+    "broken": 1,
+    "hosts_asked": 2,
+    "rules": [
+        {
+            "name": "host_counters_match_placements",
+            "says": "What a host's counters say is used is the sum over the VMs that are placed there.",
+            "broken": 0,
+            "examples": [],
+            "repair": "Put right the row by hand if somebody changed it by hand.",
+        },
+        {
+            "name": "vm_has_its_domain",
+            "says": "Every VM that is running has a running domain, and every one that is stopped one that is off.",
+            "broken": 1,
+            "examples": [{"vm_id": VM_ID, "host": "rack1-node3", "state": "running", "found": "no domain"}],
+            "repair": "Leveret puts it right by itself; if it stays, look at the log of the conductors.",
+        },
+    ],
+    "unchecked": [{"what": "host rack1-node4", "why": "It is silent."}],
+}
+
 #: Events as they are told to whoever listens.
 STREAM = sse.event(EventView.model_validate(EVENT)).decode()
 
@@ -150,6 +174,8 @@ DOCUMENTS: dict[str, Any] = {
     "WhoamiView": {"project": PROJECT, "role": "member", "token": {"id": TOKEN_ID, "name": "ci", "expires_at": None}},
     "HostView": HOST,
     "HostPage": {"items": [HOST], "next": None},
+    "RunCheck": {"hosts": True},
+    "CheckReport": CHECK_REPORT,
     "ImagePage": {"items": [IMAGE], "next": None},
 }
 

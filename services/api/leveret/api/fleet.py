@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from leveret.api import queries, views
 from leveret.api.auth import Administrator, Reader
-from leveret.api.params import Reading
+from leveret.api.params import Nothing, Reading, VmId
 from leveret.api.problems import Refusal
 from leveret.api.service import Service, service_of
 from leveret.api.vms import not_found
@@ -22,12 +22,12 @@ CONSOLE_WAIT_S = 3.0
 TRUNCATED_HEADER = "Leveret-Truncated"
 
 
-async def list_hosts(request: Request, _identity: Administrator) -> Response:
+async def list_hosts(request: Request, _identity: Administrator, _params: Nothing) -> Response:
     rows = await service_of(request).database.rows(None, queries.LIST_HOSTS)
     return _json(views.HostPage(items=tuple(views.host(row) for row in rows)))
 
 
-async def get_host(request: Request, host: str, _identity: Administrator) -> Response:
+async def get_host(request: Request, host: str, _identity: Administrator, _params: Nothing) -> Response:
     row = None
     if "\x00" not in host:
         row = await service_of(request).database.row(None, queries.GET_HOST, host)
@@ -36,12 +36,12 @@ async def get_host(request: Request, host: str, _identity: Administrator) -> Res
     return _json(views.host(row))
 
 
-async def list_images(request: Request, _identity: Reader) -> Response:
+async def list_images(request: Request, _identity: Reader, _params: Nothing) -> Response:
     rows = await service_of(request).database.rows(None, queries.LIST_IMAGES)
     return _json(views.ImagePage(items=tuple(views.image(row) for row in rows)))
 
 
-async def read_console(request: Request, vm_id: UUID, identity: Reader, params: Reading) -> Response:
+async def read_console(request: Request, vm_id: VmId, identity: Reader, params: Reading) -> Response:
     """Nobody keeps a copy of a console: its host is asked for it."""
     service = service_of(request)
     row = await service.database.row(identity.project, queries.GET_VM, identity.project, vm_id)
@@ -56,7 +56,7 @@ async def read_console(request: Request, vm_id: UUID, identity: Reader, params: 
     return Response(
         tail.text,
         media_type="text/plain; charset=utf-8",
-        headers={TRUNCATED_HEADER: "true" if tail.truncated else "false", "X-Content-Type-Options": "nosniff"},
+        headers={TRUNCATED_HEADER: "true" if tail.truncated else "false"},
     )
 
 

@@ -1,23 +1,39 @@
-"""The headers that change what a request means."""
+"""The headers that change what a request means. What stands there twice means nothing, and is refused."""
 
 import re
 
 from fastapi import Request
 
+from leveret.shared import headers
 from leveret.shared.errors import Code, LeveretError, fail
 
 KEY_MAX_CHARS = 255
 
 #: One strong ETag as a VM has it, or only the generation in it; or anything that is there.
-IF_MATCH_PATTERN = r'^(\*|"[0-9]{1,19}(\.[0-9]{1,19})?")$'
-_IF_MATCH = re.compile(r'\*|"([0-9]{1,19}(?:\.[0-9]{1,19})?)"')
+IF_MATCH_PATTERN = rf'^(\*|"{headers.IF_MATCH_PATTERN[1:-1]}")$'
+
+#: No project comes to have so many events that their number needs more digits; a browser may send an empty one.
+LAST_EVENT_ID_PATTERN = r"^[0-9]{0,18}$"
+
+
+def check_request_id(request: Request) -> None:
+    """What changes something must not be called otherwise than its sender thinks: asking again would do it again.
+
+    Raises LeveretError `invalid_request`.
+    """
+    given = request.headers.getlist("x-request-id")
+    if given and (len(given) > 1 or not headers.is_request_id(given[0])):
+        raise invalid("X-Request-Id", headers.REQUEST_ID_WORDS)
 
 
 def idempotency_key(request: Request) -> str | None:
     """Raises LeveretError `invalid_request`."""
-    key = request.headers.get("idempotency-key")
-    if key is not None and not (0 < len(key) <= KEY_MAX_CHARS and key.isascii() and key.isprintable()):
-        raise _invalid("Idempotency-Key", f"give 1 to {KEY_MAX_CHARS} printable ASCII characters")
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    key = given[0]
+    if len(given) > 1 or not (0 < len(key) <= KEY_MAX_CHARS and key.isascii() and key.isprintable()):
+        raise invalid("Idempotency-Key", f"give 1 to {KEY_MAX_CHARS} printable ASCII characters, once")
     return key
 
 
@@ -28,14 +44,28 @@ def if_match(request: Request) -> str | None:
     Raises LeveretError `invalid_request`.
     """
     given = request.headers.getlist("if-match")
-    if not given:
+    tag = ", ".join(given).strip()
+    if not given or tag == "*":
         return None
-    match = _IF_MATCH.fullmatch(", ".join(given).strip())
-    if match is None:
-        raise _invalid("If-Match", "give one ETag as it was told, in its quotes and without W/, or *")
-    return match[1]
+    if not (tag.startswith('"') and tag.endswith('"') and headers.is_if_match(tag[1:-1])):
+        raise invalid("If-Match", "give one ETag as it was told, in its quotes and without W/, or *")
+    return tag[1:-1]
 
 
-def _invalid(field: str, message: str) -> LeveretError:
+def refuse_if_match(request: Request) -> None:
+    """What has no ETag cannot be held against one. Raises LeveretError `invalid_request`."""
+    if "if-match" in request.headers:
+        raise invalid("If-Match", "there is nothing here that could match: leave it out")
+
+
+def last_event_id(request: Request) -> int | None:
+    """Where a stream that broke goes on. Raises LeveretError `invalid_request` for what no stream has given out."""
+    given = request.headers.getlist("last-event-id") or [""]
+    if len(given) > 1 or not re.fullmatch(LAST_EVENT_ID_PATTERN, given[0]):
+        raise invalid("Last-Event-ID", "give the id of an event as it was told")
+    return int(given[0]) if given[0] else None
+
+
+def invalid(field: str, message: str) -> LeveretError:
     errors = [{"field": field, "message": message}]
     return fail(Code.INVALID_REQUEST, "The headers are not valid.", errors=errors)

@@ -10,10 +10,11 @@ from pydantic.json_schema import models_json_schema
 from leveret.api import examples, problems
 from leveret.api.bodies import media_types
 from leveret.api.fleet import TRUNCATED_HEADER
-from leveret.api.headers import IF_MATCH_PATTERN, KEY_MAX_CHARS
+from leveret.api.headers import IF_MATCH_PATTERN, KEY_MAX_CHARS, LAST_EVENT_ID_PATTERN
 from leveret.api.routes import ROUTES, Route
 from leveret.api.vms import WAIT_HEADER
 from leveret.shared.errors import Code
+from leveret.shared.headers import REQUEST_ID_PATTERN
 
 DESCRIPTION = """\
 *Get me a VM.* Every write is a request that is first queued, so that it cannot be lost, then judged, then carried out:
@@ -33,13 +34,14 @@ _TAGS = [
 _REF = "#/components/schemas/{model}"
 _TEXT = {"type": "string"}
 
-#: What may stand in the head of a request, by the names in the table of routes.
+#: What may stand in the head of a request, by the names in the table of routes; a header of two kinds has two.
 PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "X-Request-Id": (
-        "Names this request in logs, messages and events: 1 to 64 letters, digits, `.`, `_`, `:` or `-`; what "
-        "is not so is replaced. A VM does not carry out a request it has heard before: with the same name it is safe "
+    "X-Request-Id": ("Names this request in logs; what cannot be a name is replaced.", _TEXT),
+    "X-Request-Id.write": (
+        "Names this request in logs, messages and events: 1 to 128 printable ASCII characters without spaces. "
+        "A VM does not carry out a request it has heard before: with the same name it is safe "
         "to ask again.",
-        _TEXT,
+        {"type": "string", "pattern": REQUEST_ID_PATTERN},
     ),
     "traceparent": (
         "The trace that this request belongs to (W3C Trace Context); it is passed on with messages.",
@@ -56,7 +58,7 @@ PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
     "If-None-Match": ("Answer 304 when the VM still has this ETag.", _TEXT),
     "Last-Event-ID": (
         "The `seq` of the last event that was seen: a browser sends it when it comes back. It goes before `after`.",
-        {"type": "string", "pattern": "^[0-9]{0,18}$"},
+        {"type": "string", "pattern": LAST_EVENT_ID_PATTERN},
     ),
 }
 #: What may stand in the head of an answer.
@@ -66,7 +68,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ETag": ("Changes with the document.", _TEXT),
     WAIT_HEADER: ("What became of `?wait=`.", {"type": "string", "enum": ["reached", "failed", "timed_out"]}),
     TRUNCATED_HEADER: ("Whether there was more.", {"type": "string", "enum": ["true", "false"]}),
-    "Cache-Control": ("A secret is not to be kept on its way.", {"type": "string", "enum": ["no-store"]}),
+    "Cache-Control": ("It is not to be kept on its way.", {"type": "string", "enum": ["no-store"]}),
     "Retry-After": ("Seconds to wait.", {"type": "integer", "minimum": 1}),
     "WWW-Authenticate": ("How to say who is asking.", _TEXT),
 }
@@ -97,7 +99,7 @@ def describe(app: FastAPI, *, version: str, docs_url: str) -> dict[str, Any]:
     )
     names = _add_schemas(document)
     document["components"]["parameters"] = {
-        name: {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+        name: {"name": name.partition(".")[0], "in": "header", "required": False, "description": text, "schema": schema}
         for name, (text, schema) in PARAMETERS.items()
     }
     document["components"]["headers"] = {
@@ -130,10 +132,10 @@ def _complete(operation: dict[str, Any], route: Route, names: dict[Any, str], do
         operation["security"] = [{"token": []}]
     if route.takes is not None:
         operation["requestBody"] = {
-            "required": "/actions/" not in route.path,
+            "required": "/actions/" not in route.path and route.operation != "runCheck",
             "content": dict.fromkeys(media_types(route.takes), _shown(names[route.takes])),
         }
-    named = ("X-Request-Id", *(("traceparent",) if route.takes or route.method != "GET" else ()), *route.reads)
+    named = (*(("X-Request-Id",) if route.method == "GET" else ("X-Request-Id.write", "traceparent")), *route.reads)
     operation["parameters"] = [
         *operation.get("parameters", []),
         *({"$ref": f"#/components/parameters/{name}"} for name in named),

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import re
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from leveret.shared.errors import Code, fail
@@ -13,6 +14,10 @@ _PREFIX = "v1."
 CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{21}[AQgw]$"
 #: The same in a list that is ordered by name.
 NAME_CURSOR_PATTERN = r"^v1\.[a-z][a-z0-9-]{0,61}$"
+#: The same in a list that is ordered by age: 8 bytes of time in microseconds, and the 16 of an id.
+AGE_CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{32}$"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def cursor_of(vm_id: UUID) -> str:
@@ -40,6 +45,22 @@ def after_name(cursor: str) -> str:
     if not re.fullmatch(NAME_CURSOR_PATTERN, cursor):
         raise _bad()
     return cursor.removeprefix(_PREFIX)
+
+
+def cursor_of_age(made_at: datetime, its_id: UUID) -> str:
+    micros = (made_at - _EPOCH) // _MICROSECOND
+    return _PREFIX + base64.urlsafe_b64encode(micros.to_bytes(8, "big", signed=True) + its_id.bytes).decode()
+
+
+def after_age(cursor: str) -> tuple[datetime, UUID]:
+    """The time and the id to go on after. Raises LeveretError `invalid_request` for what no list has given out."""
+    if not re.fullmatch(AGE_CURSOR_PATTERN, cursor):
+        raise _bad()
+    raw = base64.urlsafe_b64decode(cursor.removeprefix(_PREFIX))
+    try:
+        return _EPOCH + int.from_bytes(raw[:8], "big", signed=True) * _MICROSECOND, UUID(bytes=raw[8:])
+    except OverflowError:
+        raise _bad() from None
 
 
 def _bad() -> Exception:

@@ -1,17 +1,65 @@
 """The parameters of every address, as models: one that is not known is an error, not a surprise."""
 
-from typing import Annotated, Literal
+import re
+from datetime import datetime
+from typing import Annotated, Literal, get_origin
 from uuid import UUID
 
-from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import Path, Query
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from leveret.api import selectors
-from leveret.api.paging import CURSOR_PATTERN, NAME_CURSOR_PATTERN, after_cursor, after_name
-from leveret.api.waits import Target
+from leveret.api.paging import (
+    AGE_CURSOR_PATTERN,
+    CURSOR_PATTERN,
+    NAME_CURSOR_PATTERN,
+    after_age,
+    after_cursor,
+    after_name,
+)
+from leveret.shared.headers import uuid_in
 from leveret.shared.lifecycle import State
+from leveret.shared.waiting import Target
 
 BIGINT_MAX = 2**63 - 1
+
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
+_DECIMAL = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?([eE][+-]?[0-9]{1,3})?")
+
+
+def _in_digits(value: object) -> object:
+    """Python would read `1_0`, ` 5` and `5.0` too; nobody else does."""
+    if isinstance(value, str) and not _DIGITS.fullmatch(value):
+        raise ValueError("give a whole number, in digits")
+    return value
+
+
+def _in_decimals(value: object) -> object:
+    if isinstance(value, str) and not _DECIMAL.fullmatch(value):
+        raise ValueError("give a number, as 2 or 2.5")
+    return value
+
+
+def _as_ids_are_written(value: object) -> object:
+    if isinstance(value, str) and uuid_in(value) is None:
+        raise ValueError("give a UUID, as 0198c5a2-6d4f-7c31-9d0e-3f6f0b8f2a10")
+    return value
+
+
+def _a_place(value: object) -> object:
+    """One message for what is neither of two things."""
+    if value == "latest" or (isinstance(value, int) and 0 <= value <= BIGINT_MAX):
+        return value
+    if isinstance(value, str) and _DIGITS.fullmatch(value) and 0 <= int(value) <= BIGINT_MAX:
+        return int(value)
+    raise ValueError(f"give the `seq` of an event, 0 to {BIGINT_MAX}, or latest")
+
+
+Whole = Annotated[int, BeforeValidator(_in_digits)]
+Number = Annotated[float, BeforeValidator(_in_decimals)]
+VmId = Annotated[UUID, Path(), BeforeValidator(_as_ids_are_written)]
+TokenId = Annotated[UUID, Path(), BeforeValidator(_as_ids_are_written)]
+Place = Annotated[Annotated[int, Field(ge=0, le=BIGINT_MAX)] | Literal["latest"], BeforeValidator(_a_place)]
 
 Text = Annotated[str, Field(max_length=256, pattern=r"^[^\x00]*$")]
 Selector = Annotated[
@@ -27,7 +75,7 @@ class WaitParams(_Params):
     """Waiting for a VM. `ready` is running, and the guest said that it is up."""
 
     wait: Target | None = Field(default=None, description="Answer when the VM is there, or cannot get there.")
-    timeout_s: float = Field(default=30.0, ge=0, le=3600, description="Answer after this time whatever was reached.")
+    timeout_s: Number = Field(default=30.0, ge=0, le=3600, description="Answer after this time whatever was reached.")
 
 
 class CreateParams(WaitParams):
@@ -55,7 +103,7 @@ class ListParams(_Params):
     )
     host: Text | None = Field(default=None, description="Only those on this host, by id or name.")
     name: Text | None = Field(default=None, description="Only the one of this name.")
-    limit: int = Field(default=100, ge=1, le=100_000, description="The answer is streamed, so it may be a long one.")
+    limit: Whole = Field(default=100, ge=1, le=100_000, description="The answer is streamed, so it may be a long one.")
     cursor: Text | None = Field(
         default=None, description="The `next` of the page before.", json_schema_extra={"pattern": CURSOR_PATTERN}
     )
@@ -69,17 +117,17 @@ class ListParams(_Params):
 
 
 class EventParams(_Params):
-    after: Annotated[int, Field(ge=0, le=BIGINT_MAX)] | Literal["latest"] = Field(
+    after: Place = Field(
         default=0, description="Only events with a greater `seq`; `latest` for those that are still to come."
     )
-    limit: int = Field(default=100, ge=1, le=1000, description="Events in one page; a stream has no end.")
-    wait_s: float = Field(
+    limit: Whole = Field(default=100, ge=1, le=1000, description="Events in one page; a stream has no end.")
+    wait_s: Number = Field(
         default=0.0, ge=0, le=55, description="When there is none, wait this long for one; a stream always waits."
     )
 
 
 class ConsoleParams(_Params):
-    max_bytes: int = Field(default=65536, ge=1, le=1024 * 1024, description="How much of the end of the log to give.")
+    max_bytes: Whole = Field(default=65536, ge=1, le=1024 * 1024, description="How much of the end of the log to give.")
 
 
 Waiting = Annotated[WaitParams, Query()]
@@ -94,18 +142,18 @@ class NoParams(_Params):
     """Nothing may be asked for."""
 
 
-class IdPageParams(_Params):
-    limit: int = Field(default=100, ge=1, le=1000)
+class AgePageParams(_Params):
+    limit: Whole = Field(default=100, ge=1, le=1000)
     cursor: Text | None = Field(
-        default=None, description="The `next` of the page before.", json_schema_extra={"pattern": CURSOR_PATTERN}
+        default=None, description="The `next` of the page before.", json_schema_extra={"pattern": AGE_CURSOR_PATTERN}
     )
 
-    def after(self) -> UUID | None:
-        return after_cursor(self.cursor) if self.cursor is not None else None
+    def after(self) -> tuple[datetime, UUID] | tuple[None, None]:
+        return after_age(self.cursor) if self.cursor is not None else (None, None)
 
 
 class NamePageParams(_Params):
-    limit: int = Field(default=100, ge=1, le=1000)
+    limit: Whole = Field(default=100, ge=1, le=1000)
     cursor: Text | None = Field(
         default=None, description="The `next` of the page before.", json_schema_extra={"pattern": NAME_CURSOR_PATTERN}
     )
@@ -115,5 +163,8 @@ class NamePageParams(_Params):
 
 
 Nothing = Annotated[NoParams, Query()]
-ById = Annotated[IdPageParams, Query()]
+ByAge = Annotated[AgePageParams, Query()]
 ByName = Annotated[NamePageParams, Query()]
+
+#: What may be given more than once.
+REPEATED = frozenset(name for name, field in ListParams.model_fields.items() if get_origin(field.annotation) is list)

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from leveret.shared.errors import Code, LeveretError, Problem
+from leveret.shared.messages import shown, words_of
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -78,8 +79,12 @@ def status_of(code: str) -> HTTPStatus:
     return STATUS.get(code, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
+_SHORT = {"vm": "VM", "id": "ID", "amqp": "AMQP"}
+
+
 def title_of(code: str) -> str:
-    return code.replace("_", " ").capitalize()
+    words = [_SHORT.get(word, word) for word in code.split("_")]
+    return " ".join((words[0][0].upper() + words[0][1:], *words[1:]))
 
 
 def view(problem: Problem, *, request_id: str, docs_url: str, status: int | None = None) -> ProblemView:
@@ -154,7 +159,7 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     """Parameters of a path or a query that are not as described. Only places and reasons, never values."""
     faults = error.errors() if isinstance(error, RequestValidationError) else []
     errors = [
-        {"field": ".".join(str(part) for part in fault["loc"][1:]) or "(request)", "message": fault["msg"]}
+        {"field": ".".join(shown(part) for part in fault["loc"][1:]) or "(request)", "message": words_of(fault)}
         for fault in faults[:50]
     ]
     return answer(request, Problem.of(Code.INVALID_REQUEST, "The parameters are not valid.", errors=errors))

@@ -99,7 +99,10 @@ FROM tokens WHERE project_id = $1
 
 GET_TOKEN = f"{_OF_TOKEN} AND id = $2"
 
-LIST_TOKENS = f"{_OF_TOKEN} AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3"
+#: Parameters: project, the time of making and the id of the one to start after (null means any), limit.
+LIST_TOKENS = f"""{_OF_TOKEN}
+AND ($2::timestamptz IS NULL OR (created_at, id) > ($2, $3::uuid)) ORDER BY created_at, id LIMIT $4
+"""
 
 _AMQP_USER = """
 SELECT name, project_id AS project, role, created_at, created_by FROM amqp_users WHERE project_id = $1

@@ -1,21 +1,24 @@
 """Writing: every change is a request that is given to the broker; the conductor judges it."""
 
-import re
 import time
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import UUID
 
 import structlog
+from pydantic import BaseModel
 
 from leveret.api.metrics import Metrics
 from leveret.shared import documents, topology
 from leveret.shared.bus import Caller, Link, Unroutable
 from leveret.shared.errors import Code, LeveretError, fail
+from leveret.shared.headers import traceparent_in
 from leveret.shared.messages import TYPE_OF, Verdict
 
 log = structlog.get_logger()
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+Answer = TypeVar("Answer", bound=BaseModel)
+
 _RENEW_EVERY_S = 5.0
 
 #: A broker that does not confirm within this time is away: a user has the answer within five seconds.
@@ -23,6 +26,7 @@ CONFIRM_TIMEOUT_S = 4.0
 #: How long a request waits that has no answer but its verdict.
 JUDGED_WITHIN_S = 4.0
 ASK_AGAIN = "Ask again in a moment; that is safe."
+_UNJUDGED = "The request is queued, and was not judged in time."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +51,8 @@ class Ask:
             "project": self.project,
             "actor": self.actor,
         }
-        if self.traceparent is not None and _TRACEPARENT.fullmatch(self.traceparent):
-            headers["traceparent"] = self.traceparent
+        if (traceparent := traceparent_in(self.traceparent)) is not None:
+            headers["traceparent"] = traceparent
         return headers
 
 
@@ -97,21 +101,36 @@ class Requests:
             self._metrics.publishes.labels(message_type, outcome).inc()
             self._metrics.publish_seconds.observe(time.monotonic() - began)
 
-    async def judge(self, ask: Ask, *, hint: str = ASK_AGAIN) -> Verdict:
+    async def judge(self, ask: Ask, *, hint: str = ASK_AGAIN, unjudged: str = _UNJUDGED) -> Verdict:
         """The verdict of a request that is worth nothing without one.
 
-        Raises LeveretError with the refusal, or `unavailable` with this hint when nobody judged it in time.
+        Raises LeveretError with the refusal, or `unavailable` with these words when nobody judged it in time.
         """
         verdict = await self.send(ask, wait_s=JUDGED_WITHIN_S)
         if verdict is None:
-            raise fail(Code.UNAVAILABLE, "The request is queued, and was not judged in time.", hint=hint)
+            raise fail(Code.UNAVAILABLE, unjudged, hint=hint)
         if not verdict.accepted:
             raise refused(verdict)
         return verdict
 
+    async def ask(self, ask: Ask, kind: type[Answer], *, wait_s: float) -> Answer | None:
+        """The answer to what is no request for a change; None when none of this kind came within `wait_s`.
+
+        Raises LeveretError with the refusal, or `unavailable` when it could not be queued.
+        """
+        answer = await self._publish(TYPE_OF[type(ask.document)], ask, wait_s)
+        if isinstance(answer, Verdict) and answer.problem is not None:
+            raise refused(answer)
+        return answer if isinstance(answer, kind) else None
+
     async def _send(self, message_type: str, ask: Ask, wait_s: float) -> Verdict | None:
+        answer = await self._publish(message_type, ask, wait_s)
+        return answer if isinstance(answer, Verdict) else None
+
+    async def _publish(self, message_type: str, ask: Ask, wait_s: float) -> BaseModel | None:
+        """What was answered, if anything was; it is queued in any case."""
         try:
-            answer = await self._caller.ask(
+            return await self._caller.ask(
                 topology.REQUESTS.name,
                 message_type,
                 ask.document,
@@ -127,7 +146,6 @@ class Requests:
                 raise
             log.warning("verdict.unreadable", code=error.problem.code)
             return None  # it was queued; only the answer could not be read
-        return answer if isinstance(answer, Verdict) else None
 
     def _renew(self) -> None:
         """The queue of requests is gone: coming up again, the link declares it. Not oftener than every few seconds."""

@@ -1,6 +1,5 @@
 """The rim of the API: every request gets an id, a limit, a log line, a measurement, and an answer even for a defect."""
 
-import re
 import time
 from typing import Any
 
@@ -13,10 +12,10 @@ from leveret.api.metrics import Metrics
 from leveret.api.problems import answer
 from leveret.shared import ids
 from leveret.shared.errors import Code, Problem
+from leveret.shared.headers import is_request_id, trace_id_in
 
 log = structlog.get_logger()
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _METHODS = frozenset({"GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 _V1 = "/v1/"
 
@@ -37,7 +36,9 @@ class Rim:
             return
         scope["app"] = self._api
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
+        asked = Headers(scope=scope)
+        state["request_id"] = request_id = request_id_from(asked.get("x-request-id"))
+        state["trace_id"] = trace_id_in(asked.get("traceparent"))
         began = time.perf_counter()
         status, answered = 0, None
 
@@ -45,7 +46,9 @@ class Rim:
             nonlocal status, answered
             if message["type"] == "http.response.start":
                 status, answered = message["status"], time.perf_counter()
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                _protect(headers, is_private="authorization" in asked)
             await send(message)
 
         self._in_flight += 1
@@ -78,6 +81,7 @@ class Rim:
     def _note(self, scope: Scope, status: int, seconds: float, state: dict[str, Any]) -> None:
         route, method = _named(scope)
         note = log.info if route.startswith(_V1) or status >= 500 else log.debug
+        trace = {"trace_id": state["trace_id"]} if state["trace_id"] else {}
         note(
             "request.done",
             method=method,
@@ -86,6 +90,7 @@ class Rim:
             duration_ms=round(seconds * 1000, 1),
             request_id=state["request_id"],
             project=state.get("project"),
+            **trace,
         )
 
 
@@ -95,8 +100,14 @@ def _named(scope: Scope) -> tuple[str, str]:
     return route, scope["method"] if scope["method"] in _METHODS else "(other)"
 
 
+def _protect(headers: MutableHeaders, *, is_private: bool) -> None:
+    """Nobody guesses what an answer is, and nobody on the way keeps what one token was told."""
+    headers["X-Content-Type-Options"] = "nosniff"
+    if is_private:
+        # What has an ETag may be kept by who asked, if it is asked about each time.
+        headers.setdefault("Cache-Control", "private, no-cache" if "etag" in headers else "no-store")
+
+
 def request_id_from(given: str | None) -> str:
-    """The caller's own, if it is short and plain; it ends up in logs and message headers."""
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return str(ids.new_id())
+    """The caller's own, if it can be one; a write with one that cannot is refused later on, under another."""
+    return given if given is not None and is_request_id(given) else str(ids.new_id())

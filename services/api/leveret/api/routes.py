@@ -4,13 +4,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, params
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from leveret.api import amqp_users, events, fleet, projects, sse, system, tokens, vms, whoami
+from leveret.api import amqp_users, checks, events, fleet, projects, sse, system, tokens, vms, whoami
+from leveret.api.auth import may_read
+from leveret.api.strictness import strictness
 from leveret.api.views import AmqpUserPage, EventPage, HostPage, ImagePage, ProjectPage, TokenPage, VmPage, WhoamiView
 from leveret.shared import documents as d
+from leveret.shared.checks import CheckReport, RunCheck
 from leveret.shared.errors import Code
 
 _READ = (Code.UNAUTHENTICATED, Code.UNAVAILABLE, Code.INTERNAL)
@@ -32,7 +35,7 @@ _DELETE = (*_WRITE, Code.VM_NOT_FOUND, Code.PRECONDITION_FAILED)
 _UPDATE = (*_DELETE, *_BODY, Code.VM_DELETED, Code.NAME_TAKEN)
 _ACT = (*_DELETE, *_BODY, Code.VM_DELETED, Code.STATE_CONFLICT, Code.NO_CAPACITY)
 _GET = (*_LIST, Code.VM_NOT_FOUND, *_REFUSED)
-_FOLLOW = (*_LIST, Code.RATE_LIMITED)
+_FOLLOW = (*_LIST, Code.RATE_LIMITED, Code.STATE_CONFLICT)
 _CONSOLE = (
     *_LIST,
     Code.VM_NOT_FOUND,
@@ -116,7 +119,7 @@ ROUTES: tuple[Route, ...] = (
     _vms("GET", f"{_VM}/console-log", fleet.read_console, "readConsole", "Read its console", problems=_CONSOLE,
          media="text/plain", tells=("Leveret-Truncated",)),
     _events("GET", f"{_VM}/events", events.list_vm_events, "listVmEvents", "Follow a VM",
-            problems=(*_GET, Code.RATE_LIMITED)),
+            problems=(*_GET, Code.RATE_LIMITED, Code.STATE_CONFLICT)),
     _events("GET", "/v1/events", events.list_events, "listEvents", "Follow everything", problems=_FOLLOW),
     _events("GET", f"{_PROJECT}/events", events.list_project_events, "listProjectEvents", "Follow a project",
             problems=(*_FOLLOW, Code.PROJECT_NOT_FOUND)),
@@ -124,6 +127,8 @@ ROUTES: tuple[Route, ...] = (
     _fleet("GET", "/v1/hosts", fleet.list_hosts, "listHosts", "List hosts", gives=HostPage),
     _fleet("GET", "/v1/hosts/{host}", fleet.get_host, "getHost", "Show a host", gives=d.HostView, problems=_HOST),
     _fleet("GET", "/v1/images", fleet.list_images, "listImages", "List images", gives=ImagePage, problems=_LIST),
+    _fleet("POST", "/v1/checks", checks.post_check, "runCheck", "Check every invariant", takes=RunCheck,
+           gives=CheckReport, problems=(*_HOSTS, *_BODY), tells=("Cache-Control",)),
     _projects("GET", "/v1/projects", projects.list_projects, "listProjects", "List projects", gives=ProjectPage,
               problems=_LIST),
     _admin("PUT", _PROJECT, projects.put_project, "createProject", "Make a project", status=201, also=_THERE,
@@ -166,4 +171,20 @@ def install(app: FastAPI) -> None:
             operation_id=route.operation,
             tags=[route.tag],
             summary=route.summary,
+            dependencies=_first(route),
         )
+        if route.method == "GET" and route.stream is None:
+            app.add_api_route(
+                route.path,
+                route.handler,
+                methods=["HEAD"],
+                response_model=None,
+                include_in_schema=False,
+                dependencies=_first(route),
+            )
+
+
+def _first(route: Route) -> list[params.Depends]:
+    """What is looked at before anything else of a request; who is asking comes first of all."""
+    strict = Depends(strictness(writes=route.method not in {"GET", "HEAD"}, conditional="If-Match" in route.reads))
+    return [Depends(may_read), strict] if route.needs_token else [strict]

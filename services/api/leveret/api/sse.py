@@ -41,6 +41,13 @@ def event(view: EventView) -> bytes:
     return f"id: {view.seq}\nevent: {name}\ndata: {view.model_dump_json()}\n\n".encode()
 
 
-def gap(after: int, forgotten_seq: int) -> bytes:
-    """Says that events between these may be forgotten. It has no id: there is nothing to resume after."""
-    return f'event: gap\ndata: {{"after":{after},"forgotten_seq":{forgotten_seq}}}\n\n'.encode()
+def gap(after: int, forgotten_seq: int, last_seq: int) -> bytes:
+    """Says that what follows does not join on to the event `after`.
+
+    Events up to `forgotten_seq` may be forgotten; or when `last_seq`, the newest, is less than `after`, there never
+    was such an event here, and what follows comes after `last_seq`. It names that as its id then; else it has none,
+    since who comes back is told again.
+    """
+    name = f"id: {last_seq}\n" if last_seq < after else ""
+    told = f'{{"after":{after},"forgotten_seq":{forgotten_seq},"last_seq":{last_seq}}}'
+    return f"{name}event: gap\ndata: {told}\n\n".encode()

@@ -30,7 +30,12 @@ class Streamed(Response):
         del self.headers["content-length"]
         self._pieces = pieces
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD":
+            await self._pieces.aclose()
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
         sending = asyncio.create_task(self._send(send), name="answer.sending")
         leaving = asyncio.create_task(_reader_leaves(receive), name="answer.leaving")
         try:

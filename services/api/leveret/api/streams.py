@@ -65,7 +65,7 @@ class Streams:
             yield sse.RETRY + _told(sheet, place, told)
             beat_at = time.monotonic() + self._heartbeat_s
             while not self._feed.is_closed:
-                place, told = sheet.page.checked, max(told, sheet.page.forgotten_seq)
+                place, told = _next_place(sheet.page, place), max(told, sheet.page.forgotten_seq)
                 try:
                     if not sheet.page.is_full:
                         await news(watch, asker, min(_LOOK_S, beat_at - time.monotonic()))
@@ -75,7 +75,7 @@ class Streams:
                     if error.problem.code is Code.UNAUTHENTICATED:
                         return
                     await asyncio.sleep(_AWAY_PAUSE_S)
-                    sheet = Sheet(Page((), checked=place, is_full=True, forgotten_seq=told), b"")
+                    sheet = Sheet(Page((), checked=place, is_full=True, forgotten_seq=told, last_seq=place), b"")
                 piece = _told(sheet, place, told)
                 if piece or beat_at <= time.monotonic():
                     yield piece or sse.HEARTBEAT
@@ -115,6 +115,12 @@ class Streams:
 
 
 def _told(sheet: Sheet, place: int, told: int) -> bytes:
-    """What a watcher is sent: before the events that some may be missing, if that was not told before."""
-    forgotten = sheet.page.forgotten_seq
-    return sse.gap(place, forgotten) + sheet.wire if 0 < place < forgotten and told < forgotten else sheet.wire
+    """What a watcher is sent: before the events, that some may be missing, if that was not told before."""
+    forgotten, last = sheet.page.forgotten_seq, sheet.page.last_seq
+    is_passed = 0 < place < forgotten and told < forgotten
+    return sse.gap(place, forgotten, last) + sheet.wire if is_passed or last < place else sheet.wire
+
+
+def _next_place(page: Page, place: int) -> int:
+    """Who stands behind the newest event stands nowhere, and comes back to where there are events."""
+    return page.last_seq if page.last_seq < place else page.checked

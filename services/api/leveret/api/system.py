@@ -8,6 +8,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from leveret.api import queries
 from leveret.api.pages import errors_page, operations_page
+from leveret.api.params import Nothing
 from leveret.api.problems import response, view
 from leveret.api.service import Service, service_of
 from leveret.shared.errors import Code, LeveretError, Problem
@@ -34,10 +35,13 @@ FEATURES = (
 )
 
 #: The pages that /docs serves have neither scripts nor anything from elsewhere.
-_PAGE_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+_PAGE_POLICY = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; "
+    "base-uri 'none'; form-action 'none'"
+}
 
 
-async def index(request: Request) -> Response:
+async def index(request: Request, _params: Nothing) -> Response:
     return JSONResponse(
         {
             "name": "leveret",
@@ -50,18 +54,18 @@ async def index(request: Request) -> Response:
     )
 
 
-async def version(request: Request) -> Response:
+async def version(request: Request, _params: Nothing) -> Response:
     return JSONResponse(
         {"name": "leveret-api", "version": service_of(request).version, "python": platform.python_version()}
     )
 
 
-async def livez(_request: Request) -> Response:
+async def livez(_params: Nothing) -> Response:
     """This process runs. Says nothing about others, so that their trouble never restarts it."""
     return JSONResponse({"alive": True})
 
 
-async def readyz(request: Request) -> Response:
+async def readyz(request: Request, _params: Nothing) -> Response:
     """Requests can be queued and rows be read. A silent event feed only makes waits slower: told, but no reason."""
     service = service_of(request)
     broker = None if service.link.is_up else "The link to the message broker is down."
@@ -94,7 +98,7 @@ async def _postgres_trouble(service: Service) -> str | None:
     return None
 
 
-async def metrics(request: Request) -> Response:
+async def metrics(request: Request, _params: Nothing) -> Response:
     service = service_of(request)
     service.metrics.broker_up.set(service.link.is_up)
     service.metrics.feed_up.set(service.feed.is_listening)
@@ -103,13 +107,13 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def openapi(request: Request) -> Response:
+async def openapi(request: Request, _params: Nothing) -> Response:
     return JSONResponse(request.app.openapi())
 
 
-async def docs(request: Request) -> Response:
+async def docs(request: Request, _params: Nothing) -> Response:
     return HTMLResponse(operations_page(request.app.openapi()), headers=_PAGE_POLICY)
 
 
-async def error_docs(_request: Request) -> Response:
+async def error_docs(_params: Nothing) -> Response:
     return HTMLResponse(errors_page(), headers=_PAGE_POLICY)

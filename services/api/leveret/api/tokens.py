@@ -4,7 +4,6 @@ import hashlib
 import secrets
 from datetime import UTC, datetime
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Depends
 from starlette.responses import Response
@@ -12,8 +11,8 @@ from starlette.responses import Response
 from leveret.api import queries, views
 from leveret.api.administering import Administering
 from leveret.api.bodies import body_of
-from leveret.api.paging import cursor_of
-from leveret.api.params import ById, Nothing
+from leveret.api.paging import cursor_of_age
+from leveret.api.params import ByAge, Nothing, TokenId
 from leveret.shared import ids
 from leveret.shared.documents import CreateToken
 from leveret.shared.errors import Code, fail
@@ -25,11 +24,11 @@ SECRET_BYTES = 32
 _UNHEARD = "List the tokens: if there is one of this name, its secret is lost; revoke it and make another."
 
 
-async def list_tokens(desk: Administering, params: ById) -> Response:
+async def list_tokens(desk: Administering, params: ByAge) -> Response:
     await desk.must_exist()
-    rows = await desk.rows(queries.LIST_TOKENS, params.after(), params.limit + 1)
+    rows = await desk.rows(queries.LIST_TOKENS, *params.after(), params.limit + 1)
     shown = rows[: params.limit]
-    more = cursor_of(shown[-1]["id"]) if len(rows) > len(shown) else None
+    more = cursor_of_age(shown[-1]["created_at"], shown[-1]["id"]) if len(rows) > len(shown) else None
     page = views.TokenPage(items=tuple(views.token(row) for row in shown), next=more)
     return Response(page.model_dump_json(), media_type="application/json")
 
@@ -50,6 +49,6 @@ async def post_token(
     return Response(view.model_dump_json(), status_code=201, headers=headers, media_type="application/json")
 
 
-async def delete_token(desk: Administering, token_id: UUID, _params: Nothing) -> Response:
+async def delete_token(desk: Administering, token_id: TokenId, _params: Nothing) -> Response:
     await desk.ask(EndToken(token_id=token_id))
     return Response(status_code=204)

@@ -12,25 +12,30 @@ from leveret.api import etags, listing, views
 from leveret.api.auth import Asker, Identity, Reader, Writer
 from leveret.api.bodies import body_of
 from leveret.api.headers import idempotency_key, if_match
-from leveret.api.params import CreateParams, Creating, Deleting, Listing, Nothing, Waiting, WaitParams
+from leveret.api.params import BIGINT_MAX, CreateParams, Creating, Deleting, Listing, Nothing, VmId, Waiting, WaitParams
 from leveret.api.problems import Refusal
 from leveret.api.requests import VmAsk, refused
 from leveret.api.service import Service, service_of
 from leveret.api.streaming import Streamed
-from leveret.api.waits import Goal, Outcome, Sight, judge, look
+from leveret.api.waits import Sight, look
 from leveret.shared import ids
 from leveret.shared.documents import CreateVm, DeleteVm, Document, RequestView, UpdateVm, VmView
 from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.messages import Verdict
+from leveret.shared.waiting import Outcome, Standing, Target, judge
 
 WAIT_HEADER = "Leveret-Wait"
+
+#: A delete that is queued will be carried out: until it is judged, no row says that nobody deletes the VM.
+_NEVER = BIGINT_MAX
+_NOT_TRIED = "Nobody said in time whether this would be accepted. It was only a dry run: nothing was made."
 
 IfMatch = Annotated[str | None, Depends(if_match)]
 
 
 async def put_vm(
     request: Request,
-    vm_id: UUID,
+    vm_id: VmId,
     identity: Writer,
     document: Annotated[CreateVm, Depends(body_of(CreateVm))],
     params: Creating,
@@ -48,7 +53,7 @@ async def post_vm(
 
 async def patch_vm(
     request: Request,
-    vm_id: UUID,
+    vm_id: VmId,
     identity: Writer,
     condition: IfMatch,
     document: Annotated[UpdateVm, Depends(body_of(UpdateVm))],
@@ -57,8 +62,9 @@ async def patch_vm(
     return await _change(request, _ask(request, identity, vm_id, document, if_match=condition), WaitParams())
 
 
-async def delete_vm(request: Request, vm_id: UUID, identity: Writer, condition: IfMatch, params: Deleting) -> Response:
-    return await _change(request, _ask(request, identity, vm_id, DeleteVm(), if_match=condition), params)
+async def delete_vm(request: Request, vm_id: VmId, identity: Writer, condition: IfMatch, params: Deleting) -> Response:
+    ask = _ask(request, identity, vm_id, DeleteVm(), if_match=condition)
+    return await _change(request, ask, params, newer_than=_NEVER)
 
 
 def action(model: type[Document]) -> Callable[..., Awaitable[Response]]:
@@ -66,33 +72,30 @@ def action(model: type[Document]) -> Callable[..., Awaitable[Response]]:
 
     async def act(
         request: Request,
-        vm_id: UUID,
+        vm_id: VmId,
         identity: Writer,
         condition: IfMatch,
         document: Annotated[Document, Depends(body_of(model, optional=True))],
         params: Waiting,
     ) -> Response:
-        generation = 0
-        if params.wait is not None:
-            # Until the request was judged, the row tells of an older wish: only a newer generation counts.
-            generation = await _generation(service_of(request), identity.project, vm_id) + 1
+        newer_than = await _generation(request, identity, vm_id, params)
         ask = _ask(request, identity, vm_id, document, if_match=condition)
-        return await _change(request, ask, params, newer_than=generation)
+        return await _change(request, ask, params, newer_than=newer_than)
 
     return act
 
 
-async def get_vm(request: Request, vm_id: UUID, identity: Reader, params: Waiting) -> Response:
+async def get_vm(request: Request, vm_id: VmId, identity: Reader, params: Waiting) -> Response:
     service = service_of(request)
     headers = {}
     if params.wait is None:
         sight = await look(service.database, identity.project, vm_id)
     else:
-        goal = Goal(params.wait)
+        target = params.wait
         outcome, sight = await service.waits.until(
             identity.project,
             vm_id,
-            lambda seen: _outcome(seen, goal),
+            lambda seen: _outcome(seen, target),
             timeout_s=params.timeout_s,
             asker=Asker(request),
         )
@@ -152,7 +155,7 @@ def _ask(
 async def _try(request: Request, ask: VmAsk, *, by_key: bool) -> Response:
     """Only ask what the answer would be. Nothing is queued that could come true later, so it is judged now or not."""
     try:
-        await service_of(request).requests.judge(ask)
+        await service_of(request).requests.judge(ask, unjudged=_NOT_TRIED)
     except LeveretError as error:
         raise _told(error, by_key=by_key) from error
     view = RequestView(request_id=ask.request_id, vm_id=ask.vm_id, verdict="would_be_accepted", vm=None)
@@ -160,7 +163,7 @@ async def _try(request: Request, ask: VmAsk, *, by_key: bool) -> Response:
 
 
 async def _change(
-    request: Request, ask: VmAsk, params: WaitParams, *, by_key: bool = False, newer_than: int = 0
+    request: Request, ask: VmAsk, params: WaitParams, *, by_key: bool = False, newer_than: int = -1
 ) -> Response:
     """Ask, wait for the verdict, then for the VM if that was asked for too."""
     service = service_of(request)
@@ -175,11 +178,12 @@ async def _change(
     if params.wait is None:
         sight = await _glance(service, ask.project, ask.vm_id, verdict)
     else:
-        goal = Goal(params.wait, (verdict.generation or 0) if verdict is not None else newer_than)
+        target = params.wait
+        generation = newer_than + 1 if verdict is None else verdict.generation or 0
         outcome, sight = await service.waits.until(
             ask.project,
             ask.vm_id,
-            lambda seen: _outcome_of_change(seen, goal, verdict, ask.request_id),
+            lambda seen: _outcome_of_change(seen, target, generation, verdict, ask.request_id),
             timeout_s=params.timeout_s,
             asker=Asker(request),
         )
@@ -195,21 +199,23 @@ def _view(ask: VmAsk, verdict: Verdict | None, vm: VmView | None) -> RequestView
     return RequestView(request_id=ask.request_id, vm_id=ask.vm_id, verdict="accepted" if accepted else "queued", vm=vm)
 
 
-def _outcome(sight: Sight, goal: Goal) -> Outcome | None:
+def _outcome(sight: Sight, target: Target) -> Outcome | None:
     """Waiting without a request of one's own: what is refused or gone will not come."""
     if sight.vm is not None:
-        return judge(sight.vm, goal)
+        return judge(Standing.of(sight.vm), target)
     return Outcome.FAILED if sight.refusal is not None or sight.tombstone else None
 
 
-def _outcome_of_change(sight: Sight, goal: Goal, verdict: Verdict | None, request_id: str) -> Outcome | None:
+def _outcome_of_change(
+    sight: Sight, target: Target, generation: int, verdict: Verdict | None, request_id: str
+) -> Outcome | None:
     if sight.vm is not None:
-        return judge(sight.vm, goal)
-    if goal.target == "deleted" and verdict is not None:
+        return judge(Standing.of(sight.vm), target, generation)
+    if target == "deleted" and verdict is not None:
         return Outcome.REACHED  # it is gone so long that even its row is
     if verdict is None and sight.refusal is not None and sight.refused_request_id == request_id:
         return Outcome.FAILED
-    if verdict is None and goal.target == "deleted" and sight.tombstone:
+    if verdict is None and target == "deleted" and sight.tombstone:
         return Outcome.FAILED  # as the verdict would have said: there was none, and now there will be none
     return None
 
@@ -231,9 +237,15 @@ async def _glance(service: Service, project: str, vm_id: UUID, verdict: Verdict 
         return Sight()
 
 
-async def _generation(service: Service, project: str, vm_id: UUID) -> int:
-    sight = await look(service.database, project, vm_id)
-    return sight.vm.generation if sight.vm is not None else 0
+async def _generation(request: Request, identity: Identity, vm_id: UUID, params: WaitParams) -> int:
+    """The generation before a change: until that is judged the row tells of an older wish, and a wait looks for more.
+
+    Nobody needs it who does not wait; -1 then, and for a VM that is not there.
+    """
+    if params.wait is None:
+        return -1
+    sight = await look(service_of(request).database, identity.project, vm_id)
+    return sight.vm.generation if sight.vm is not None else -1
 
 
 def _json(document: Document, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

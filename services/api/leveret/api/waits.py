@@ -4,8 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal
 from uuid import UUID
 
 from leveret.api import queries, views
@@ -14,33 +12,12 @@ from leveret.api.database import Database
 from leveret.api.feed import EventFeed, Watch
 from leveret.shared.documents import VmView
 from leveret.shared.errors import Code, LeveretError, Problem
-from leveret.shared.lifecycle import Desired, State
-
-Target = Literal["running", "ready", "stopped", "deleted"]
+from leveret.shared.waiting import Outcome
 
 #: How often a wait looks at the rows by itself: a queued request may be refused, and no event tells of that.
 _LOOK_QUEUED_S = 1.0
 _LOOK_S = 10.0
 _AWAY_PAUSE_S = 0.5
-
-
-class Outcome(StrEnum):
-    """The value of the `Leveret-Wait` header."""
-
-    REACHED = "reached"
-    FAILED = "failed"
-    TIMED_OUT = "timed_out"
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What is waited for.
-
-    `generation` is the least that counts: a row that has not yet heard of the request says nothing about it.
-    """
-
-    target: Target
-    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +28,6 @@ class Sight:
     refusal: Problem | None = None
     refused_request_id: str | None = None
     tombstone: bool = False
-
-
-def judge(vm: VmView, goal: Goal) -> Outcome | None:
-    """Whether this VM is where the goal is, or cannot get there any more; None while it may."""
-    if goal.target == "deleted":
-        return Outcome.REACHED if vm.state is State.DELETED else None
-    if vm.state in {State.DELETING, State.DELETED}:
-        return Outcome.FAILED
-    if vm.generation < goal.generation:
-        return None
-    if vm.state is State.ERROR:
-        return Outcome.FAILED
-    if vm.observed_generation < vm.generation:
-        return None
-    match goal.target:
-        case "stopped" if vm.state is State.STOPPED:
-            return Outcome.REACHED
-        case "running" if vm.state is State.RUNNING:
-            return Outcome.REACHED
-        case "ready" if vm.state is State.RUNNING and vm.guest_ready:
-            return Outcome.REACHED
-        case "running" | "ready" if vm.state is State.STOPPED and vm.desired is Desired.RUNNING:
-            return Outcome.FAILED  # it went off by itself, and nothing is under way
-    return None
 
 
 async def look(database: Database, project: str, vm_id: UUID) -> Sight:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from leveret.compute.driver import Driver, Inventory
+from leveret.compute.driver import Driver, Inventory, Power
 from leveret.compute.gates import FetchGate
 from leveret.compute.host import Host
 from leveret.compute.keeper import Answer, Keeper
@@ -21,13 +21,15 @@ from leveret.compute.reporter import Publish, Reporter
 from leveret.compute.status import Status
 from leveret.shared.errors import Code, LeveretError, Problem
 from leveret.shared.lifecycle import Observed, Wanted
-from leveret.shared.messages import ConsoleTail, DesiredVm, ReadConsole, digest_of
+from leveret.shared.messages import ConsoleTail, DesiredVm, HostInventory, ReadConsole, SeenDomain, digest_of
 
 log = structlog.get_logger()
 
 RELIST_PAUSE_MIN_S = 0.5
 RELIST_PAUSE_MAX_S = 8.0
 CONSOLE_MAX_BYTES = 256 * 1024
+#: Domains, and VMs with files, in one inventory: about a megabyte.
+INVENTORY_MAX = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Agent:
     ) -> None:
         limits = limits or Limits()
         self.name = name
+        self.host_id = host_id
         self.epoch = epoch
         self.foreign = 0
         #: Why the hypervisor's inventory could not be had; None when it could.
@@ -68,6 +71,7 @@ class Agent:
         self._graves_max = limits.graves
         self._forgotten_token = 0
         self._consoles = asyncio.Semaphore(limits.consoles)
+        self._inventories = asyncio.Semaphore(1)
         self._changes = 0
         self._digest: str | None = None
         self._relist_due = False
@@ -155,6 +159,33 @@ class Agent:
             return ConsoleTail(vm_id=ask.vm_id, problem=error.problem)
         text = tail[-max_bytes:].decode(errors="replace")
         return ConsoleTail(vm_id=ask.vm_id, text=text, truncated=len(tail) > max_bytes)
+
+    async def on_inventory(self) -> HostInventory:
+        """Everything the hypervisor and the pool have, or why that cannot be had; for comparing only."""
+        try:
+            async with self._inventories:
+                inventory = await self._driver.inventory()
+                files, leftovers = await self._driver.files(), await self._driver.leftovers()
+        except LeveretError as error:
+            return HostInventory(host_id=self.host_id, epoch=self.epoch, problem=error.problem)
+        domains = tuple(
+            SeenDomain(
+                vm_id=domain.journal.vm_id,
+                token=domain.journal.token,
+                generation=domain.journal.generation,
+                running=domain.power is Power.RUNNING,
+            )
+            for domain in inventory.domains
+        )
+        return HostInventory(
+            host_id=self.host_id,
+            epoch=self.epoch,
+            domains=domains[:INVENTORY_MAX],
+            foreign=inventory.strangers[:INVENTORY_MAX],
+            files=tuple(files)[:INVENTORY_MAX],
+            leftovers=leftovers,
+            cut=max(len(domains), len(inventory.strangers), len(files)) > INVENTORY_MAX,
+        )
 
     # What is known.
 

@@ -25,7 +25,7 @@ from leveret.shared import logs, topology
 from leveret.shared.bus import Envelope, Furniture, Link, Publisher, Unroutable
 from leveret.shared.errors import LeveretError
 from leveret.shared.lifecycle import Observed
-from leveret.shared.messages import Capacity, ConsoleTail, Heartbeat, HostReport, explain
+from leveret.shared.messages import Capacity, ConsoleTail, Heartbeat, HostInventory, HostReport, explain
 
 log = structlog.get_logger()
 
@@ -109,8 +109,8 @@ class ComputeProcess:
     async def _post(self, heartbeat: Heartbeat) -> None:
         await self._publisher.post(topology.HEARTBEATS.name, "heartbeat", heartbeat)
 
-    async def _reply(self, reply_to: str, correlation_id: str | None, tail: ConsoleTail) -> None:
-        await self._publisher.post("", reply_to, tail, envelope=Envelope(correlation_id=correlation_id))
+    async def _reply(self, reply_to: str, correlation_id: str | None, answer: ConsoleTail | HostInventory) -> None:
+        await self._publisher.post("", reply_to, answer, envelope=Envelope(correlation_id=correlation_id))
 
     def _count(self, observed: str) -> float:
         return sum(worker.agent.census()[observed] for worker in self.workers)

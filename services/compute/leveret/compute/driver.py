@@ -52,11 +52,17 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Everything the hypervisor has. `foreign` counts the domains that are not Leveret's: they are never touched."""
+    """Everything the hypervisor has. `strangers` are the domains that are not Leveret's: they are never touched."""
 
     domains: tuple[Domain, ...]
-    foreign: int = 0
+    strangers: tuple[UUID, ...] = ()
 
+    @property
+    def foreign(self) -> int:
+        return len(self.strangers)
+
+
+LEFTOVERS_MAX = 100
 
 #: Called from the event loop when a VM may have changed; with None when any may have (after a reconnection).
 OnChange = Callable[[UUID | None], None]
@@ -125,6 +131,9 @@ class Driver(Protocol):
 
     async def files(self) -> frozenset[UUID]:
         """The VMs of which there are files in the pool, with or without a domain."""
+
+    async def leftovers(self) -> tuple[str, ...]:
+        """What else lies in the pool and belongs to nothing, by name; at most LEFTOVERS_MAX of it."""
 
 
 #: The verb behind each step of a build.

@@ -12,7 +12,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from leveret.compute.behaviour import FAILURES, READING, Behaviour, Seconds
-from leveret.compute.driver import Domain, Inventory, OnChange, Power
+from leveret.compute.driver import LEFTOVERS_MAX, Domain, Inventory, OnChange, Power
 from leveret.compute.ledger import Ledger
 from leveret.compute.simulated_vm import SimulatedVm, journal_of
 from leveret.shared.errors import Code, Problem, fail
@@ -45,6 +45,7 @@ class SimulatedDriver:
         self._random = random.Random(seed)
         self._clock = clock
         self._foreign: set[UUID] = set()
+        self._leftovers: set[str] = set()
         self._boots = 1
         self._images: set[str] = set()
         self._machines: dict[UUID, SimulatedVm] = {}
@@ -72,7 +73,7 @@ class SimulatedDriver:
     async def inventory(self) -> Inventory:
         await self._act("inventory")
         domains = (self._domain(machine) for machine in self._machines.values())
-        return Inventory(tuple(domain for domain in domains if domain is not None), len(self._foreign))
+        return Inventory(tuple(domain for domain in domains if domain is not None), tuple(self._foreign))
 
     async def find(self, vm_id: UUID) -> Domain | None:
         await self._act("find")
@@ -165,6 +166,10 @@ class SimulatedDriver:
         await self._act("files")
         return frozenset(vm_id for vm_id, machine in self._machines.items() if machine.files)
 
+    async def leftovers(self) -> tuple[str, ...]:
+        await self._act("files")
+        return tuple(sorted(self._leftovers)[:LEFTOVERS_MAX])
+
     # What only a simulation can do on demand.
 
     def crash(self, vm_id: UUID) -> None:
@@ -204,6 +209,10 @@ class SimulatedDriver:
     def add_foreign(self, vm_id: UUID) -> None:
         """A domain that is not Leveret's."""
         self._foreign.add(vm_id)
+
+    def litter(self, name: str) -> None:
+        """Somebody puts a file into the pool."""
+        self._leftovers.add(name)
 
     # How it is done.
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from leveret.shared.documents import MAX_REQUEST_BYTES, MAX_USER_DATA_BYTES, UpdateQuota
 from leveret.shared.errors import Code
+from leveret.shared.headers import IF_MATCH_PATTERN, REQUEST_ID_PATTERN, TRACEPARENT_PATTERN
 
 #: Of the contract, not of the program: the first number changes with the `.v1` in the types, and only then.
 CONTRACT_VERSION = "1.0.0"
@@ -123,7 +124,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "request_id": {
         "type": "string",
-        "pattern": "^[!-~]{1,128}$",
+        "pattern": REQUEST_ID_PATTERN,
         "description": "Names the request through every attempt to send it; without it, `message_id` does.",
     },
     "requested_at": {
@@ -133,13 +134,14 @@ HEADERS: dict[str, dict[str, Any]] = {
     },
     "traceparent": {
         "type": "string",
-        "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
-        "description": "W3C trace context; the events that follow carry it on.",
+        "pattern": TRACEPARENT_PATTERN,
+        "description": "W3C trace context. The event of the request itself (`accepted`, `changed`, `deleting`, "
+        "`rejected`) carries it on; those that follow from it later do not. What is none is ignored.",
     },
 }
 IF_MATCH: dict[str, Any] = {
     "type": "string",
-    "pattern": r"^[0-9]{1,19}(\.[0-9]{1,19})?$",
+    "pattern": IF_MATCH_PATTERN,
     "description": "Only if nobody has changed the VM meanwhile: the `generation` of a verdict, or the ETag of REST "
     "without its quotes. Otherwise it is refused with `precondition_failed`.",
 }
@@ -304,7 +306,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "datacontenttype": "What `data` is.",
         "sequence": "The event's number in its project: a decimal integer as text. Without gaps, ever greater.",
         "data": "What this type of event says.",
-        "traceparent": "The W3C trace context of the request that led to it.",
+        "traceparent": "The W3C trace context of the request whose event this is, if it had one.",
     },
     "StepTime": {"step": "The step's name.", "seconds": "How long it took."},
 }

@@ -23,7 +23,7 @@ from leveret.shared.errors import LeveretError
 log = structlog.get_logger()
 
 #: Answers to one user that wait to be sent; who has more coming than that loses the rest.
-WAITING_MAX = 5_000
+WAITING_MAX = 20_000
 LINK_TIMEOUT_S = 10.0
 MUTE_FIRST_S = 1.0
 MUTE_MAX_S = 600.0

@@ -38,11 +38,12 @@ class Link:
     """One connection for one purpose, kept up for ever, with jittered pauses between attempts.
 
     Each time it comes up it attaches its parts, in order; a part declares what it needs, so that a broker that lost
-    everything is furnished anew.
+    everything is furnished anew. `last_error` is why the last attempt failed; None before it, and once one succeeded.
     """
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
+        self.last_error: Exception | None = None
         self._url = url
         self._parts: list[Part] = []
         self._task: asyncio.Task[None] | None = None
@@ -72,8 +73,10 @@ class Link:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            # A library that waits with `wait_for` may lose a cancellation that comes as it is done (CPython #86296).
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=1)
             self._task = None
 
     async def _keep(self) -> None:
@@ -83,6 +86,7 @@ class Link:
             try:
                 await self._live_once()
             except BROKER_ERRORS as error:  # the rim
+                self.last_error = error.with_traceback(None)  # its frames hold the whole connection
                 log.warning("link.failed", link=self.name, error=f"{type(error).__name__}: {error}")
             failures = 1 if time.monotonic() - began > 30 else failures + 1
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(0.25 * 2**failures, 5.0))
@@ -102,6 +106,7 @@ class Link:
             async with asyncio.timeout(CONNECT_TIMEOUT_S * 3):
                 for part in self._parts:
                     await part.attach(connection)
+            self.last_error = None
             self._up.set()
             log.info("link.up", link=self.name)
             await asyncio.wait({closed, broken}, return_when=asyncio.FIRST_COMPLETED)

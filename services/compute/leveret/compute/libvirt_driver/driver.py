@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from leveret.compute.driver import Domain, Inventory, OnChange, Power
+from leveret.compute.driver import LEFTOVERS_MAX, Domain, Inventory, OnChange, Power
 from leveret.compute.libvirt_driver import config_drive, console, qemu_img, seeing
 from leveret.compute.libvirt_driver.connection import Connection
 from leveret.compute.libvirt_driver.definition import Definition, journal_of
@@ -139,6 +139,10 @@ class LibvirtDriver:
     async def files(self) -> frozenset[UUID]:
         with disk_errors("listing the pool"):
             return await self._in_thread(self._pool.vms, doing="listing the pool")
+
+    async def leftovers(self) -> tuple[str, ...]:
+        with disk_errors("listing the pool"):
+            return await self._in_thread(self._pool.leftovers, LEFTOVERS_MAX, doing="listing the pool")
 
     # The steps of a build.
 

@@ -1,8 +1,10 @@
 """Where everything lies in the pool: every path follows from an id, so that any half-done state can be found again."""
 
 import os
+import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -68,6 +70,35 @@ class Pool:
             if (vm_id := _as_id(entry.name)) is not None:
                 found.add(vm_id)
         return frozenset(found)
+
+    def leftovers(self, at_most: int) -> tuple[str, ...]:
+        """The paths in the pool, from its root, that belong to nothing. Blocking.
+
+        What is being fetched is not among them, nor what a file system itself puts there.
+        """
+        # In this order: a VM's directory is there before its lease and after it.
+        leases = [path for path in self.dhcp.glob("*/*") if _as_id(path.name) is not None]
+        vms = self.vms()
+        found = [entry for entry in self.root.iterdir() if _as_id(entry.name) is None and entry.name not in _OWN_NAMES]
+        found += [path for path in self.images.iterdir() if not _is_image(path)]
+        found += [path for path in leases if _as_id(path.name) not in vms]
+        return tuple(sorted(str(path.relative_to(self.root)) for path in found)[:at_most])
+
+
+#: What the worker keeps in the pool beside VMs: images, leases, and what it found out about KVM.
+_OWN_NAMES = frozenset({"images", "dhcp", "kvm-probe.json", "kvm-probe.json.tmp", "lost+found"})
+_IMAGE = re.compile(r"[0-9a-f]{64}\.(qcow2|raw)")
+#: A download takes no longer: an unfinished file that is older was left by a worker that was killed.
+_UNFINISHED_S = 6 * 3600
+
+
+def _is_image(path: Path) -> bool:
+    """Whether it is one of the cache, or on the way there."""
+    if _IMAGE.fullmatch(path.name):
+        return True
+    with suppress(FileNotFoundError):  # finished meanwhile
+        return path.name.startswith(".") and time.time() - path.stat().st_mtime < _UNFINISHED_S
+    return True
 
 
 def _as_id(name: str) -> UUID | None:

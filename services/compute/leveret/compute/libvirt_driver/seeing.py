@@ -54,9 +54,13 @@ def domain_of(seen: Seen, memory: Memory, *, boot_id: str, advertise_host: str) 
 
 
 def inventory_of(everything: list[Seen], *, boot_id: str, advertise_host: str) -> Inventory:
-    ours = [(seen, memory) for seen in everything if (memory := memory_of(seen)) is not None]
-    domains = (domain_of(seen, memory, boot_id=boot_id, advertise_host=advertise_host) for seen, memory in ours)
-    return Inventory(tuple(domains), foreign=len(everything) - len(ours))
+    memories = [(seen, memory_of(seen)) for seen in everything]
+    domains = (
+        domain_of(seen, memory, boot_id=boot_id, advertise_host=advertise_host)
+        for seen, memory in memories
+        if memory is not None
+    )
+    return Inventory(tuple(domains), strangers=tuple(seen.vm_id for seen, memory in memories if memory is None))
 
 
 def endpoint(attachment: Attachment | None, advertise_host: str) -> Endpoint | None:
