@@ -4,7 +4,6 @@ import json
 import re
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -354,6 +353,7 @@ def test_what_no_list_has_given_out_is_no_age_to_go_on_after(text: str) -> None:
 
 
 @given(st.from_regex(paging.AGE_CURSOR_PATTERN, fullmatch=True))
-def test_a_made_up_age_is_one_or_is_refused_but_never_a_defect(text: str) -> None:
-    with suppress(LeveretError):
-        assert paging.cursor_of_age(*paging.after_age(text)) == text
+def test_a_made_up_age_is_one_or_the_end_of_all_ages(text: str) -> None:
+    made_at, token_id = paging.after_age(text)
+    assert made_at.tzinfo is UTC
+    assert paging.after_age(paging.cursor_of_age(made_at, token_id)) == (made_at, token_id)

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from leveret.client.cli import app
-from leveret.client.config import read_contexts
+from leveret.client.config import Config, read_contexts, save, state_dir_at
 
 pytestmark = pytest.mark.unit
 
@@ -105,3 +105,10 @@ def test_one_is_replaced_only_when_asked(cli: Cli) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_gets_its_script(cli: Cli, shell: str) -> None:
     assert "_LEVERET_COMPLETE" in cli("completion", shell).stdout
+
+
+def test_the_local_installation_is_known_by_its_url_alone(cli: Cli, tmp_path: Path) -> None:
+    save(Config("http://127.0.0.1:8420", "s3cret", tmp_path / "state"), cli.file, "local")
+    contexts = read_contexts(cli.file)
+    assert state_dir_at(contexts, "http://127.0.0.1:8420") == tmp_path / "state"
+    assert state_dir_at(contexts, "https://work.test") is None

@@ -7,6 +7,8 @@ import pytest
 
 from leveret.client import errors
 from leveret.client.cli.failing import Exit, exit_code, report
+from leveret.client.cli.look import _explain
+from leveret.client.cli.session import RetryNotice
 from leveret.shared.documents import VmView
 from leveret.shared.errors import Code, Problem, fail
 from leveret.shared.lifecycle import Desired, State
@@ -152,3 +154,21 @@ def test_a_retry_after_of_the_header_is_told_once(capsys: pytest.CaptureFixture[
     details = {"retry_after_s": 2.0}
     report(errors.ApiError(status=429, code="rate_limited", message="Slower.", details=details, retry_after_s=2.0))
     assert capsys.readouterr().err.count("it may be asked again in 2 s") == 1
+
+
+def test_an_api_that_does_not_answer_is_told_once_and_not_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    notice = RetryNotice()
+    away = errors.Unreachable("http://leveret.test", "refused")
+    notice(away, 0.3, 14.7)
+    notice(errors.refusal("not_ready", "Not now.", status=503), 2.0, 13.0)
+    assert capsys.readouterr().err == ""
+    notice(away, 1.2, 13.8)
+    notice(away, 3.0, 12.0)
+    assert capsys.readouterr().err == "The API does not answer; trying again for 14 s.\n"
+
+
+def test_a_deleted_vm_waits_for_no_host(capsys: pytest.CaptureFixture[str]) -> None:
+    _explain(vm().model_copy(update={"state": State.DELETED, "desired": Desired.DELETED, "generation": 2}), [])
+    assert "Waiting" not in capsys.readouterr().out
+    _explain(vm().model_copy(update={"state": State.PENDING}), [])
+    assert "Waiting for a host to confirm" in capsys.readouterr().out

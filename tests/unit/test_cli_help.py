@@ -96,3 +96,10 @@ def test_a_misspelt_command_is_a_usage_error_that_names_the_right_one() -> None:
 
 def test_the_states_to_list_by_are_those_of_the_life_cycle() -> None:
     assert {choice.value for choice in StateChoice} == {state.value for state in State}
+
+
+def test_a_question_that_nobody_can_answer_says_which_option_answers_it() -> None:
+    done = CliRunner().invoke(app.build(), ["project", "delete", "blue"])
+    assert done.exit_code == 2
+    assert "give --yes" in done.output
+    assert "Invalid value" not in done.output

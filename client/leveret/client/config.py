@@ -242,3 +242,9 @@ def _table(context: Context) -> dict[str, str]:
 def owned_by(contexts: Contexts, state_dir: Path) -> str | None:
     """The context that `leveret up` made for the installation in this directory."""
     return next((name for name, one in contexts.by_name.items() if one.state_dir == state_dir), None)
+
+
+def state_dir_at(contexts: Contexts, url: str) -> Path | None:
+    """The directory of the installation that `leveret up` started and that answers at this url."""
+    same = (one.state_dir for one in contexts.by_name.values() if one.state_dir and one.url.rstrip("/") == url)
+    return next(same, None)

@@ -26,6 +26,8 @@ _NOT_TO_BE_SENT = (httpx2.LocalProtocolError, httpx2.UnsupportedProtocol, httpx2
 _STREAM = "text/event-stream"
 
 Sleep = Callable[[float], Awaitable[None]]
+#: Told before each pause: what went wrong, since when it does, and how much longer it is tried, both in seconds.
+OnRetry = Callable[[ApiError | Unreachable, float, float], None]
 
 
 class Http:
@@ -44,10 +46,12 @@ class Http:
         retry_for_s: float,
         transport: httpx2.AsyncBaseTransport | None = None,
         sleep: Sleep = asyncio.sleep,
+        on_retry: OnRetry | None = None,
     ) -> None:
         self.url = check_url(url)
         self._retry_for_s = retry_for_s
         self.sleep = sleep
+        self._on_retry = on_retry
         # Reading the machine's certificates takes longer than a whole request to the API on this machine.
         secure = urlsplit(self.url).scheme == "https"
         try:
@@ -95,7 +99,8 @@ class Http:
         if method != "GET":
             headers["X-Request-Id"] = str(ids.new_id()) if request_id is None else check_request_id(request_id)
         timeout = httpx2.Timeout(READ_TIMEOUT_S + wait_s, connect=CONNECT_TIMEOUT_S)
-        give_up_at = time.monotonic() + (self._retry_for_s if retry_for_s is None else retry_for_s)
+        began_at = time.monotonic()
+        give_up_at = began_at + (self._retry_for_s if retry_for_s is None else retry_for_s)
         pause_s = _FIRST_PAUSE_S
         is_repetition = False
         while True:
@@ -117,8 +122,11 @@ class Http:
                 again = repeatable and response.status_code in _TRY_AGAIN
                 asked_s = failure.retry_after_s or 0.0
             wait_before_s = max(pause_s * random.uniform(0.5, 1.0), asked_s)
-            if not again or time.monotonic() + wait_before_s > give_up_at:
+            now = time.monotonic()
+            if not again or now + wait_before_s > give_up_at:
                 raise failure
+            if self._on_retry is not None:
+                self._on_retry(failure, now - began_at, give_up_at - now)
             await self.sleep(wait_before_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             is_repetition = True

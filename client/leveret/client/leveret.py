@@ -13,7 +13,7 @@ import httpx2
 from pydantic import BaseModel
 
 from leveret.client.errors import Ambiguous, ApiError, Conflict, EventGap, NotFound
-from leveret.client.http import Http, unreadable
+from leveret.client.http import Http, OnRetry, unreadable
 from leveret.client.inputs import check_traceparent
 from leveret.client.receipt import ANY, IfMatch, Receipt, tag_of
 from leveret.client.waiting import OnEvent, Wait, check_target
@@ -53,8 +53,9 @@ class Leveret:
         *,
         retry_for_s: float = 10.0,
         transport: httpx2.AsyncBaseTransport | None = None,
+        on_retry: OnRetry | None = None,
     ) -> None:
-        self._http = Http(url, token, retry_for_s=retry_for_s, transport=transport)
+        self._http = Http(url, token, retry_for_s=retry_for_s, transport=transport, on_retry=on_retry)
 
     async def __aenter__(self) -> Self:
         return self

@@ -91,8 +91,10 @@ def up(layout: Layout, options: Options, progress: Progress) -> Summary:
         hosts = _wait_for_hosts(runner, composition, token, heard_after, progress)
         if layout.resume.exists():
             progress.doing("starting the guests again that `leveret down` shut down")
-            resumed = asyncio.run(resume(layout, composition.url, token))
-            progress.done("guests", f"started again: {', '.join(vm.name for vm in resumed) or 'none'}")
+            resumed = asyncio.run(resume(layout, peers.amqp_urls["leveret-api"]))
+            progress.done("guests", f"started again: {', '.join(resumed.started) or 'none'}")
+            if resumed.left:
+                progress.done("guests", f"not yet, try `leveret up` once more: {', '.join(resumed.left)}")
     return Summary(composition.url, token, hosts, furnished.images, tuple(started))
 
 

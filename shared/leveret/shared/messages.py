@@ -198,6 +198,7 @@ class Verdict(Message):
     accepted: bool
     dry_run: bool = False
     generation: int | None = None
+    revision: str | None = None
     state: State | None = None
     name: str | None = None
     address: str | None = None

@@ -1,10 +1,12 @@
 """The broker's side of an AMQP client: its account there, with the rights that it needs and no others."""
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import typer
 
 from leveret.client.cli.session import config
+from leveret.client.config import config_path, read_contexts, state_dir_at
 from leveret.client.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ def keeper(ctx: typer.Context, admin_url: str | None) -> Keeper:
 
     Raises ConfigError when there is neither: before anything is recorded.
     """
-    state_dir = config(ctx).state_dir
+    settings = config(ctx)
+    # Url and token from the environment may be the local installation's: then its broker is the one that is meant.
+    state_dir = settings.state_dir or state_dir_at(read_contexts(config_path(os.environ)), settings.url)
     if not admin_url and state_dir is None:
         raise ConfigError(
             "which broker? The API was not started by `leveret up` on this machine: give --broker-admin-url "

@@ -11,6 +11,7 @@ import typer
 from leveret.client.cli.failing import Exit
 from leveret.client.cli.output import Format, Output, emit_document, paint
 from leveret.client.cli.session import connect, run
+from leveret.client.cli.values import count
 
 if TYPE_CHECKING:
     from leveret.shared.checks import CheckReport, RuleView
@@ -88,5 +89,5 @@ def _text(value: Any) -> str:
 def _summary(report: "CheckReport") -> str:
     looked_at = sum(rule.broken is not None for rule in report.rules)
     told = f"{report.broken} broken" if report.broken else "all hold" if looked_at else "none could be looked at"
-    hosts = f", {report.hosts_asked} hosts asked" if report.hosts_asked else ""
+    hosts = f", {count(report.hosts_asked, 'host')} asked" if report.hosts_asked else ""
     return f"{looked_at} rules checked in {report.seconds:.1f} s{hosts}: {told}."

@@ -1,5 +1,6 @@
 """`list`, `show`, `explain`: what there is and why."""
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ import typer
 
 from leveret.client.cli.output import Format, Output, emit, emit_document, paint, write_facts
 from leveret.client.cli.session import VmName, complete_host, complete_vm, connect, run
-from leveret.client.errors import ApiError, NotFound
+from leveret.client.errors import ApiError, ClientError, NotFound
 
 if TYPE_CHECKING:
     from leveret.client.leveret import Leveret
@@ -63,9 +64,22 @@ def list_(
         async with connect(ctx) as leveret:
             wanted = ",".join(selector) if selector else None
             found = leveret.list(state=State(state.value) if state else None, selector=wanted, host=host)
-            return [vm async for vm in found]
+            vms = [vm async for vm in found]
+            if host and not vms:
+                await _warn_of_unknown_host(leveret, host)
+            return vms
 
     emit(run(body()), VM_COLUMNS, output)
+
+
+async def _warn_of_unknown_host(leveret: "Leveret", host: str) -> None:
+    """Only administrators may see the hosts: others are told nothing."""
+    try:
+        known = {one.name for one in await leveret.hosts()}
+    except ClientError:
+        return
+    if host not in known:
+        print(f"There is no host {host!r}: `leveret hosts` lists those that there are.", file=sys.stderr)
 
 
 def show(ctx: typer.Context, vm: VmName, output: Output = Format.TABLE) -> None:
@@ -193,6 +207,8 @@ def _explain(vm: "VmView", events: "list[EventView]") -> None:
         print(f"\n{paint('why', 'bold')}\n  {vm.problem.message} ({vm.problem.code})")
         for line in problem_lines(vm.problem):
             print(line)
+    elif vm.state.value == StateChoice.DELETED:
+        pass  # a host confirmed that, and what was asked of it before does not matter any more
     elif vm.observed_generation < vm.generation:
         where = f"host {vm.host}" if vm.host else "a host"
         print(f"\n{paint('why', 'bold')}\n  Waiting for {where} to confirm. Leveret repeats the command until it does.")

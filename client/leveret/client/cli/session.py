@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from leveret.client import config as configs
-from leveret.client.errors import ClientError, ConfigError
+from leveret.client.errors import ClientError, ConfigError, Unreachable
 from leveret.client.inputs import check_token
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ T = TypeVar("T")
 #: A person waits for the answer: an API that is being restarted is back by then.
 RETRY_FOR_S = 4.0
 _COMPLETION_RETRY_S = 0.0
+_WONDER_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,20 @@ def connect(ctx: typer.Context, *, retry_for_s: float = RETRY_FOR_S) -> "Leveret
 
     gc.enable()  # from here on there may be garbage: see `main`
     settings = config(ctx)
-    return Leveret(settings.url, settings.token, retry_for_s=retry_for_s)
+    return Leveret(settings.url, settings.token, retry_for_s=retry_for_s, on_retry=RetryNotice())
+
+
+class RetryNotice:
+    """Says once on standard error that the API does not answer, when a person begins to wonder."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self, failure: ClientError, failing_s: float, left_s: float) -> None:
+        if self._told or failing_s < _WONDER_AFTER_S or not isinstance(failure, Unreachable):
+            return
+        self._told = True
+        print(f"The API does not answer; trying again for {left_s:.0f} s.", file=sys.stderr, flush=True)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -76,12 +90,19 @@ async def own_project(leveret: "Leveret", chosen: str | None) -> str:
     return chosen or str((await leveret.whoami())["project"])
 
 
+class NobodyToAsk(typer.BadParameter):
+    """A usage error, but no value is invalid: it is told without those words."""
+
+    def format_message(self) -> str:
+        return self.message
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask, unless told not to. Where nobody can be asked it is a usage error."""
     if yes:
         return
     if not sys.stdin.isatty():
-        raise typer.BadParameter("nobody is there to be asked.", param_hint="--yes")
+        raise NobodyToAsk("This asks before it goes on, and there is no terminal to ask on: give --yes.")
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
 

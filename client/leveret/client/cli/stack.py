@@ -34,7 +34,10 @@ StateDir = Annotated[
 def up(
     state_dir: StateDir = None,
     fake_hosts: Annotated[
-        int | None, typer.Option(min=0, max=10000, metavar="N", help="Simulated hosts, in place of this machine.")
+        int | None,
+        typer.Option(
+            min=0, max=10000, metavar="N", help="Simulated hosts, in place of this machine; with --libvirt, beside it."
+        ),
     ] = None,
     libvirt: Annotated[
         bool | None, typer.Option("--libvirt/--no-libvirt", help="Run guests on this machine. Default: yes.")

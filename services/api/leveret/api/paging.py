@@ -18,6 +18,8 @@ NAME_CURSOR_PATTERN = r"^v1\.[a-z][a-z0-9-]{0,61}$"
 AGE_CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{32}$"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST_MICROS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_MICROS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 def cursor_of(vm_id: UUID) -> str:
@@ -57,10 +59,9 @@ def after_age(cursor: str) -> tuple[datetime, UUID]:
     if not re.fullmatch(AGE_CURSOR_PATTERN, cursor):
         raise _bad()
     raw = base64.urlsafe_b64decode(cursor.removeprefix(_PREFIX))
-    try:
-        return _EPOCH + int.from_bytes(raw[:8], "big", signed=True) * _MICROSECOND, UUID(bytes=raw[8:])
-    except OverflowError:
-        raise _bad() from None
+    # What nobody gave out may say any time: one that no date can be is before or after everything, too.
+    micros = min(max(int.from_bytes(raw[:8], "big", signed=True), _FIRST_MICROS), _LAST_MICROS)
+    return _EPOCH + micros * _MICROSECOND, UUID(bytes=raw[8:])
 
 
 def _bad() -> Exception:

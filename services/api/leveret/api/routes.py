@@ -93,7 +93,7 @@ _THERE = ((200, "It was there already"),)
 _SAME = ((304, "Not changed since the ETag in If-None-Match"),)
 
 # What rows of the table below have in common.
-_ask = partial(Route, tag="vms", gives=d.RequestView, status=202, tells=("Location", "Leveret-Wait"))
+_ask = partial(Route, tag="vms", gives=d.RequestView, status=202, tells=("Location", "ETag", "Leveret-Wait"))
 _create = partial(_ask, takes=d.CreateVm, problems=_CREATE, also=_JUDGED)
 _change = partial(_ask, reads=("If-Match",))
 _act = partial(_change, problems=_ACT)

@@ -190,6 +190,8 @@ async def _change(
         if sight.vm is None and outcome is Outcome.FAILED:
             raise _told(LeveretError(sight.refusal or not_found(sight)), by_key=by_key)
         headers[WAIT_HEADER] = outcome.value
+    if sight.vm is not None:
+        headers["ETag"] = views.etag(sight.vm)
     return _json(_view(ask, verdict, sight.vm), status=202, headers=headers)
 
 

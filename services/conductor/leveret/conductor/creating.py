@@ -47,7 +47,7 @@ async def create(
     written = await vms.record(connection, [_birth(change, by_id[change.after.id]) for change in born])
     await _finish(connection, written, by_id, around)
     for change in written:
-        by_id[change.after.id].accept(change.after)
+        by_id[change.after.id].accept(replace(change.after, updated_at=now))
     _refuse_too_much(too_much, unmade=len(wanted) - len(written))
     await _record_refusals(connection, creates)
     return written

@@ -33,9 +33,10 @@ class Refusal:
 
     @property
     def outcome(self) -> Outcome:
-        """Who only asks too often is no case for an operator, if told so."""
-        told_off = self.problem.code is Code.RATE_LIMITED and dispatch.is_answerable(self.delivery)
-        return DONE if told_off else Reject(self.problem)
+        """A client that is told what it did wrong is no case for an operator: what nobody is told is kept."""
+        is_ours = self.problem.code is Code.HANDLER_CRASHED
+        told = self.sender is not None and dispatch.is_answerable(self.delivery)
+        return DONE if told and not is_ours else Reject(self.problem)
 
     @property
     def verdict(self) -> Verdict:

@@ -57,6 +57,7 @@ class Request:
             accepted=True,
             dry_run=self.dry_run,
             generation=vm.generation,
+            revision=revision_of(vm.generation, vm.updated_at) if vm.updated_at else None,
             state=vm.state,
             name=vm.name,
             address=str(vm.address) if vm.address and not self.dry_run else None,

@@ -6,6 +6,7 @@ finds its rows: the same answer is given, and nothing is done twice.
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import cast
 from uuid import UUID
@@ -203,7 +204,7 @@ class RequestHandler:
         except LeveretError as error:
             request.refuse(error.problem)
             return [] if known else [remember(vm, request.mark, error.problem.code)]
-        request.accept(change.after if change else vm)
+        request.accept(replace(change.after, updated_at=now) if change and change.is_visible else vm)
         return [request.signed(change)] if change else []
 
     async def _bury_unborn(self, connection: Connection, wave: Sequence[Request]) -> None:

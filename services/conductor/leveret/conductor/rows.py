@@ -74,6 +74,10 @@ class Vm:
 VM_COLUMNS = tuple(entry.name for entry in fields(Vm))
 
 
+#: What no owner sees of a VM.
+_NOTES = frozenset({"recent_requests", "sent_at", "report_epoch", "report_seq", "deadline", "grace_s", "updated_at"})
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """A fact to append to the log. `moved_from` is set when it is a move."""
@@ -101,6 +105,13 @@ class Change:
     before: Vm | None
     after: Vm
     events: tuple[Event, ...] = ()
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether its owner sees another VM now. What Leveret notes for itself makes no new revision of it."""
+        return self.before is None or any(
+            getattr(self.after, name) != getattr(self.before, name) for name in VM_COLUMNS if name not in _NOTES
+        )
 
     @property
     def gives_up(self) -> bool:

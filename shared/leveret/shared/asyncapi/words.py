@@ -142,8 +142,9 @@ HEADERS: dict[str, dict[str, Any]] = {
 IF_MATCH: dict[str, Any] = {
     "type": "string",
     "pattern": IF_MATCH_PATTERN,
-    "description": "Only if nobody has changed the VM meanwhile: the `generation` of a verdict, or the ETag of REST "
-    "without its quotes. Otherwise it is refused with `precondition_failed`.",
+    "description": "Only if the VM has not changed meanwhile: the `revision` of a verdict, which is the ETag of REST "
+    "without its quotes; or its `generation` alone, which says nothing of names, labels and what its host reports. "
+    "Otherwise it is refused with `precondition_failed`.",
 }
 DRY_RUN: dict[str, Any] = {
     "const": "true",
@@ -282,7 +283,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "vm_id": "The request's VM; null when that could not be read.",
         "accepted": "Whether it was committed; for a dry run, whether it would have been.",
         "dry_run": "Whether this answers a dry run.",
-        "generation": "Counts the accepted changes of the VM; usable as `if_match`.",
+        "generation": "Counts the accepted changes of what its host should do: names and labels are none. Usable as "
+        "`if_match`.",
+        "revision": "Changes whenever the VM as its owner sees it does, its ETag over REST; usable as `if_match`.",
         "state": "The VM's state right after.",
         "name": "The VM's name.",
         "address": "The VM's IPv4 address: known before it boots.",

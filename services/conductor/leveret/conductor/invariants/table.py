@@ -184,9 +184,9 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "no_dead_letters",
         Place.BROKER,
-        "No message lies in leveret.dead: nobody has sent what could not be carried out, and crashed no handler.",
-        "Look at their headers (`rabbitmqadmin get queue=leveret.dead`), of which `dead_message` says what was wrong; "
-        "then empty it: `rabbitmqctl purge_queue leveret.dead`.",
+        "No message lies in leveret.dead: none has crashed its handler, and none was refused with nobody to tell.",
+        "Look at their headers with the broker's own tools: `dead_message` says what was wrong, `dead_user` whose it "
+        "was. Then purge the queue.",
     ),
     # The hosts.
     Invariant(

@@ -193,17 +193,11 @@ async def _update(connection: Connection, changes: Sequence[Change]) -> list[Cha
     if not changes:
         return []
     known = [change.before.generation for change in changes if change.before is not None]
-    visible = [_is_visible(change) for change in changes]
+    visible = [change.is_visible for change in changes]
     status = await connection.execute(_UPDATE, *_arrays([change.after for change in changes], _UPDATED), known, visible)
     if count_of(status) != len(changes):
         raise RuntimeError(f"{len(changes)} locked VMs were to be updated: {status}")
     return list(changes)
-
-
-def _is_visible(change: Change) -> bool:
-    """Whether its owner sees another VM now. What Leveret notes for itself makes no new revision of it."""
-    own = ("recent_requests", "sent_at", "report_epoch", "report_seq", "deadline", "grace_s", "updated_at")
-    return any(getattr(change.after, name) != getattr(change.before, name) for name in VM_COLUMNS if name not in own)
 
 
 def _arrays(vms: Sequence[Vm], names: Sequence[str]) -> list[list[object]]:
