@@ -125,7 +125,7 @@ def test_a_closed_project_is_gone_with_its_tokens(cli: Cli) -> None:
     cli("project", "create", "closing")
     member = holder(cli, cli("token", "create", "ci", "-p", "closing", "-o", "name").stdout.strip(), "closing")
     member("create", "last", "--image", "tiny")
-    assert "nobody is there to be asked" in cli("project", "delete", "closing", code=2).stderr
+    assert "give --yes" in cli("project", "delete", "closing", code=2).stderr
     assert "(project_in_use)" in cli("project", "delete", "closing", "--yes", code=4).stderr
     member("delete", "last", "--wait")
     cli("project", "delete", "closing", "--yes")
