@@ -410,7 +410,7 @@ def test_apply_makes_vms_what_a_file_says(cli: Cli) -> None:
     done = cli("apply", "-f", "-", stdin=other.replace("vcpus: 2", "vcpus: 3"), code=4)
     assert "fleet-3: vcpus is 2 and cannot become 3" in done.stderr
     one = "{name: fleet-1, image: {name: tiny}}"
-    assert "nobody" in cli("apply", "-f", "-", "--prune", "-l", "fleet", stdin=one, code=2).stderr
+    assert "give --yes" in cli("apply", "-f", "-", "--prune", "-l", "fleet", stdin=one, code=2).stderr
     assert applied(cli, one, "--prune", "-l", "fleet", "--yes") == {
         "fleet-1": "unchanged",
         "fleet-2": "deleted",
