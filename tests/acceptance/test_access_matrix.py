@@ -53,7 +53,7 @@ class Scene:
             return await client.request(route.method, self.address(route), headers=headers, content=body)
 
     async def of_north(self) -> dict[str, list[Any]]:
-        """All that the database knows about north."""
+        """All that the database knows about north, and how the hosts are."""
         tables = {
             "vms": "id, name, labels, desired, generation, restarts, state, recent_requests",
             "tokens": "id, name, role, revoked_at, expires_at",
@@ -65,6 +65,7 @@ class Scene:
             table: await self.house.query(f"SELECT {columns} FROM {table} WHERE project_id = 'north' ORDER BY 1")
             for table, columns in tables.items()
         }
+        found["hosts"] = await self.house.query("SELECT name, state, state_reason FROM hosts ORDER BY name")
         found["projects"] = await self.house.query("SELECT deleted_at FROM projects WHERE id = 'north'")
         return {table: [tuple(row) for row in rows] for table, rows in found.items()}
 
@@ -76,6 +77,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "updateVm": {"labels": {"hacked": "yes"}},
     "updateQuota": {"vms": 1000},
     "createToken": {"name": "intruder", "role": "admin"},
+    "fenceHost": {"proof": "the intruder says so"},
 }
 
 

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
-from api_world import Proxy
 from installation import Installation
 from peers import eventually, tiny
+from proxy import Proxy
 
 from leveret.client import Leveret
 from leveret.shared.documents import CreateToken, EventView

@@ -231,10 +231,7 @@ async def test_a_deleted_host_queue_is_declared_again_and_the_host_says_everythi
         await desk.tell(hosts[0], wish())
         await desk.settled(Observed.RUNNING, epoch=1)
         desk.reports.clear()
-        connection = await aio_pika.connect(broker.url)
-        async with connection:
-            channel = await connection.channel()
-            await channel.queue_delete(topology.host_queue(hosts[0]).name)
+        await asyncio.to_thread(broker.delete_queue, topology.host_queue(hosts[0]).name)
         await eventually(lambda: len({report.host_id for report in desk.reports if report.complete}) == 2)
         await eventually(lambda: all(worker.is_ready for worker in process.workers))
         await desk.tell(hosts[0], wish(Wanted.ABSENT, generation=2))

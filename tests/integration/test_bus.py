@@ -40,7 +40,7 @@ class Bus:
     def __init__(self, rabbit: Rabbit, judge: Judge, *, batch_max: int = 50) -> None:
         key = uuid.uuid4().hex
         self.key = key
-        self.queue = topology.Queue(f"leveret.test.{key}", {"x-expires": 60_000}, ((topology.HOSTS, key),))
+        self.queue = topology.Queue(f"leveret.test.{key}", "commands", {"x-expires": 60_000}, ((topology.HOSTS, key),))
         self.publisher = Publisher("leveret-api")
         self.publishing = Link(rabbit.url_of("leveret-api"), "test-publish")
         self.publishing.add(Furniture())

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
-from api_world import Proxy
 from conductor_world import World
 from peers import Host, eventually, tiny
+from proxy import Proxy
 
 from leveret.client import (
     ApiError,

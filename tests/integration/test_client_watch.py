@@ -8,8 +8,8 @@ from contextlib import aclosing, suppress
 from functools import partial
 
 import pytest
-from api_world import Proxy
 from peers import eventually
+from proxy import Proxy
 
 from leveret.client import ApiError, Leveret, Unreachable
 from leveret.client.http import Http

@@ -1,11 +1,15 @@
 """Migrations on a real Postgres."""
 
 import asyncio
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
+from peers import eventually
 
 from leveret.conductor import migrate
 from leveret.shared.errors import LeveretError
@@ -82,6 +86,120 @@ async def test_an_installation_from_before_projects_had_quotas_is_carried_over(
     assert used is not None
     assert tuple(used) == (3, 6, 1536, 30)
     assert len({row["name"] for row in tokens}) == 3, "every token still works, under a name of its own"
+
+
+MIGRATE = "import asyncio, sys; from leveret.conductor.migrate import migrate; asyncio.run(migrate(sys.argv[1]))"
+HALF_WAY = """
+SELECT FROM pg_stat_activity
+WHERE application_name = 'leveret-migrate' AND wait_event = 'relation' AND datname = current_database()
+"""
+
+
+@asynccontextmanager
+async def stuck_half_way(dsn: str, shipped: list[migrate.Migration]) -> AsyncIterator[None]:
+    """The first migration is applied; whoever applies the second comes as far as the tokens, which somebody reads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migrate, "shipped", lambda: shipped[:1])
+        await migrate.migrate(dsn)
+    reader = await asyncpg.connect(dsn)
+    try:
+        await reader.execute("BEGIN; SELECT count(*) FROM tokens")
+        yield
+    finally:
+        reader.terminate()
+
+
+@asynccontextmanager
+async def migrating(dsn: str) -> AsyncIterator["subprocess.Popen[bytes]"]:
+    """A process that migrates, and is half way."""
+    command = [sys.executable, "-c", MIGRATE, dsn]
+    process = await asyncio.to_thread(subprocess.Popen, command, stderr=subprocess.DEVNULL)
+    try:
+        looking = await asyncpg.connect(dsn)
+        try:
+            await eventually(lambda: looking.fetch(HALF_WAY), within_s=30, what="a migration half way")
+        finally:
+            await looking.close()
+        yield process
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+
+
+async def is_whole(dsn: str, shipped: list[migrate.Migration]) -> None:
+    """Migrating once more applies all that is missing, and says that it is what was shipped."""
+    assert len(await migrate.migrate(dsn)) == len(shipped) - 1
+    assert all(one.applied_at for one in await migrate.status(dsn))
+    assert await migrate.migrate(dsn) == []
+
+
+async def test_a_migration_whose_process_is_killed_half_way_is_applied_by_the_next(empty: str) -> None:
+    shipped = migrate.shipped()
+    async with stuck_half_way(empty, shipped), migrating(empty) as process:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+        assert [one.applied_at is None for one in await migrate.status(empty)] == [False] + [True] * (len(shipped) - 1)
+    await is_whole(empty, shipped)
+
+
+async def test_a_migration_goes_on_when_postgres_has_died_half_way(empty: str, postgres: Postgres) -> None:
+    shipped = migrate.shipped()
+    async with stuck_half_way(empty, shipped), migrating(empty) as process:
+        await asyncio.to_thread(postgres.restart, "immediate")
+        assert await asyncio.to_thread(process.wait, 30) != 0
+    await is_whole(empty, shipped)
+
+
+async def test_whoever_waits_to_migrate_takes_over_from_one_that_is_killed(empty: str) -> None:
+    shipped = migrate.shipped()
+    async with stuck_half_way(empty, shipped), migrating(empty) as process:
+        waiting = asyncio.create_task(migrate.migrate(empty))
+        process.kill()
+        await asyncio.to_thread(process.wait)
+    assert len(await waiting) == len(shipped) - 1
+    assert await migrate.migrate(empty) == []
+
+
+async def test_a_migration_that_has_to_wait_keeps_nobody_else_waiting(empty: str) -> None:
+    """A lock that is waited for would be waited for by everybody who comes after: all the services."""
+    shipped = migrate.shipped()
+    async with stuck_half_way(empty, shipped), migrating(empty) as process:
+        service = await asyncpg.connect(empty, command_timeout=30)
+        for _ in range(5):
+            await service.execute("SELECT count(*) FROM tokens")
+        await service.close()
+        assert process.poll() is None
+    await eventually(lambda: process.poll() is not None, within_s=1)
+    await is_whole(empty, shipped)
+
+
+async def test_a_migration_that_is_in_a_circle_of_locks_is_tried_again(
+    empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Services that run meanwhile take tables in an order of their own."""
+    await migrate.migrate(empty)
+    touching = migrate.Migration(
+        9999,
+        "touching",
+        "ALTER TABLE hosts ADD COLUMN x int; SELECT pg_advisory_lock(7); ALTER TABLE vms ADD COLUMN x int;",
+    )
+    shipped = [*migrate.shipped(), touching]
+    monkeypatch.setattr(migrate, "shipped", lambda: shipped)
+    service, gate = await asyncpg.connect(empty), await asyncpg.connect(empty)
+    await gate.execute("SELECT pg_advisory_lock(7)")
+    applying = asyncio.create_task(migrate.migrate(empty))
+    holding = "SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation WHERE c.relname = 'hosts' AND l.granted"
+    await eventually(lambda: gate.fetch(f"{holding} AND mode = 'AccessExclusiveLock'"), what="hosts are taken")
+    await service.execute("SET deadlock_timeout = '30s'")  # so that it is the migration that is ended
+    await service.execute("BEGIN; SELECT count(*) FROM vms")
+    reading = asyncio.create_task(service.execute("SELECT count(*) FROM hosts"))
+    await eventually(lambda: gate.fetch("SELECT FROM pg_locks WHERE NOT granted AND relation IS NOT NULL"))
+    await gate.execute("SELECT pg_advisory_unlock(7)")
+    await reading
+    await service.execute("ROLLBACK")
+    assert await applying == ["9999_touching"]
+    await service.close()
+    await gate.close()
 
 
 async def test_the_api_cannot_lead_the_owners_functions_astray(empty: str) -> None:

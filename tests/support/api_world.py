@@ -1,11 +1,10 @@
 """The world around the API in its tests: rows as a conductor writes them, a conductor with a script, a proxy."""
 
-import asyncio
 import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -220,58 +219,6 @@ async def conducting(amqp_url: str) -> AsyncIterator[ScriptedConductor]:
     finally:
         await conductor.consumer.stop(1)
         await conductor.link.stop()
-
-
-class Proxy:
-    """A TCP proxy on loopback that can be cut, closed to newcomers, and made to swallow everything."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
-        self.port = 0
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        """Refuse newcomers and cut everybody off."""
-        if self._server is not None:
-            self._server.close()
-        self.cut()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    def swallow(self, *, swallowing: bool = True) -> None:
-        """Hold back every byte in both directions, without ending a connection."""
-        if swallowing:
-            self._flowing.clear()
-        else:
-            self._flowing.set()
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, far_writer}
-        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65536):
-                await self._flowing.wait()
-                writer.write(data)
-                await writer.drain()
-        writer.transport.abort()
-        self._writers.discard(writer)
 
 
 def problem_of(answer: Response, status: int, code: Code) -> dict[str, Any]:

@@ -52,7 +52,8 @@ class World:
                 await host.beat()
 
             async def registered() -> bool:
-                return bool(await self.db.fetchval("SELECT count(*) = $1 FROM hosts", len(hosts)))
+                ids = [host.id for host in hosts]
+                return bool(await self.db.fetchval("SELECT count(*) = $2 FROM hosts WHERE id = ANY($1)", ids, len(ids)))
 
             await eventually(registered, what="hosts registered")
             yield

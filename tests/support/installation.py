@@ -20,10 +20,11 @@ from leveret.stack.composition import Peers, Ports, compose
 from leveret.stack.down import down
 from leveret.stack.hypervisor import ready_libvirt
 from leveret.stack.layout import Layout, Options
+from leveret.stack.ports import free_port
 from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
 from leveret.stack.services import Runner, Service
-from leveret.stack.up import BROKER_USERS, DATABASE, DATABASE_ROLES, Summary, local_database_url, up
+from leveret.stack.up import BROKER_USERS, DATABASE, DATABASE_ROLES, OWNER, Summary, up
 
 
 class Silent:
@@ -56,6 +57,14 @@ class Installation:
         """Run a service with these settings too."""
         service = self.services[name]
         self.services[name] = replace(service, env={**service.env, **env})
+        self.restart(name)
+
+    def add_fake_hosts(self, name: str, count: int, **env: str) -> None:
+        """Have another worker process with simulated hosts of its own, which can be broken by themselves."""
+        service = self.services["fake-hosts"]
+        own = {"LEVERET_HOST_STATE_DIR": str(self.layout.root / name), "LEVERET_HOST_NAME": name}
+        argv = ("leveret.compute.app", "--simulate", str(count))
+        self.services[name] = replace(service, name=name, argv=argv, env={**service.env, **own, **env})
         self.restart(name)
 
     def kill(self, name: str) -> None:
@@ -99,7 +108,7 @@ class Installation:
         return Leveret(self.url, self.token, retry_for_s=retry_for_s)
 
     async def query(self, sql: str, *arguments: Any) -> list[Any]:
-        connection = await asyncpg.connect(local_database_url(self.layout))
+        connection = await asyncpg.connect(self.postgres.dsn(OWNER, DATABASE))
         try:
             return list(await connection.fetch(sql, *arguments))
         finally:
@@ -116,7 +125,7 @@ class Installation:
             return not rows
 
         await eventually(at_rest, within_s=within_s, what="everything at rest")
-        connection = await asyncpg.connect(local_database_url(self.layout))
+        connection = await asyncpg.connect(self.postgres.dsn(OWNER, DATABASE))
         try:
             assert await violations(connection) == {}
         finally:
@@ -134,6 +143,8 @@ def installed(options: Options) -> Iterator[Installation]:
     root = Path(tempfile.mkdtemp(prefix="leveret-test-"))
     root.chmod(0o755)
     layout = Layout(root)
+    # Never the usual port: two installations that begin at the same moment would both take it for free.
+    options = replace(options, api_port=options.api_port or free_port())
     try:
         installation = Installation(layout, options, up(layout, options, Silent()))
         asyncio.run(installation.query("INSERT INTO images VALUES ('tiny', 'file:///tiny', $1, 'raw')", "0" * 64))

@@ -33,6 +33,8 @@ ONLY_IN_VMS = {
     Code.GUEST_SHUTDOWN,
     Code.GUEST_CRASHED,
     Code.HOST_REBOOTED,
+    Code.HOST_FENCED,
+    Code.HOST_RETIRED,
 }
 
 

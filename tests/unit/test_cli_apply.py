@@ -110,6 +110,12 @@ def test_what_cannot_be_changed_is_named_with_both_values() -> None:
     assert found.action == "none"
 
 
+def test_what_becomes_of_it_when_its_host_fails_cannot_be_changed() -> None:
+    assert plan(spec(on_host_failure="restart"), vm()).differs == (("on_host_failure", "none", "restart"),)
+    assert plan(spec(on_host_failure="restart"), vm(on_host_failure="restart")).differs == ()
+    assert plan(spec(), vm(on_host_failure="restart")).differs == ()
+
+
 def test_an_image_by_url_is_known_by_its_url() -> None:
     image = {"url": "https://h.test/x", "sha256": "0" * 64}
     assert plan(spec(image=image), vm(image="https://h.test/x")).differs == ()

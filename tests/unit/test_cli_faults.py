@@ -57,6 +57,7 @@ DIGEST = "0" * 64
         ({"placement": {"require_labels": {"a b": "c"}}}, "--require-label"),
         ({"placement": {"forbid_labels": {"a": "b c"}}}, "--forbid-label"),
         ({"placement": {"strategy": "scatter"}}, "--strategy"),
+        ({"on_host_failure": "pray"}, "--on-host-failure"),
     ],
 )
 def test_a_fault_names_the_option_and_sounds_like_a_person(asked: dict[str, Any], option: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from leveret.api import examples
 from leveret.api.problems import STATUS
 from leveret.client.errors import (
     Ambiguous,
@@ -28,6 +29,7 @@ from leveret.client.errors import (
 )
 from leveret.client.http import Http
 from leveret.client.leveret import Leveret
+from leveret.client.receipt import tag_of
 from leveret.shared.documents import CreateToken, CreateVm, ImageByName, UpdateVm, VmView
 
 pytestmark = pytest.mark.unit
@@ -396,6 +398,36 @@ async def test_names_in_addresses_are_quoted() -> None:
         with pytest.raises(Missing):
             await client.project("../vms?x=1")
     assert peer.requests[0].url.raw_path == b"/v1/projects/..%2Fvms%3Fx%3D1"
+
+
+HOST = examples.HOST | {"state": "fenced", "clean": False}
+
+
+async def test_an_order_about_a_host_is_sent_again_under_its_own_name() -> None:
+    peer = Peer(problem(503, "unavailable"), httpx2.Response(200, json=HOST))
+    async with leveret(peer) as client:
+        host = await client.fence_host("h/1", "power cut")
+    assert (host.state, host.clean, host.vms_to_restart) == ("fenced", False, 0)
+    first, again = peer.requests
+    assert first.url.raw_path == b"/v1/hosts/h%2F1/actions/fence"
+    assert first.content == again.content == b'{"proof":"power cut"}'
+    assert first.headers["x-request-id"] == again.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("verb", ["cordon", "uncordon", "retire"])
+async def test_every_order_about_a_host_has_its_address(verb: str) -> None:
+    peer = Peer(httpx2.Response(200, json=HOST))
+    async with leveret(peer) as client:
+        await getattr(client, f"{verb}_host")("h1", request_id="mine")
+    (request,) = peer.requests
+    assert request.url.path == f"/v1/hosts/h1/actions/{verb}"
+    assert request.headers["x-request-id"] == "mine"
+
+
+def test_the_etag_of_a_vm_on_a_silent_host_is_that_of_the_vm() -> None:
+    assert tag_of('"3.1795339809000000-silent"') == "3.1795339809000000"
+    with pytest.raises(ValueError, match="if_match"):
+        tag_of('"3.1795339809000000-loud"')
 
 
 SECRET = "lv_Vq3secret"

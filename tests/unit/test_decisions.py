@@ -56,7 +56,7 @@ def running() -> Vm:
     return after(on_report(building(), report(building(), Observed.RUNNING), 1, NOW, LIMITS))
 
 
-def check(change: Change) -> None:
+def check(change: Change, *, is_fenced: bool = False) -> None:
     """What the CHECKs and the trigger of the database would say, and that the log tells the truth."""
     vm, before = change.after, change.before
     assert before is not None
@@ -77,9 +77,9 @@ def check(change: Change) -> None:
         assert moves
         assert moves[0].moved_from is before.state
         assert moves[-1].vm.state is vm.state
-    # Law 3: a host is given up only when it said that the domain is gone, or there never was one.
+    # Law 3: a host is given up only when it said that the domain is gone, or there never was one, or it is proven off.
     if before.host_id is not None and vm.host_id is None:
-        assert before.state is not State.RUNNING
+        assert is_fenced or before.state is not State.RUNNING
 
 
 VERBS = st.sampled_from([DeleteVm(), StartVm(), StopVm(grace_s=0), StopVm(grace_s=30), RebootVm(), RetryVm()])
@@ -89,13 +89,16 @@ PROBLEMS = st.sampled_from(
 REPORTS = st.tuples(
     st.sampled_from(Observed), st.booleans(), st.integers(-2, 2), st.integers(-1, 3), PROBLEMS, st.booleans()
 )
-FACTS = st.lists(st.one_of(VERBS, REPORTS, st.just("late"), st.just("placed"), st.just("unplaceable")), max_size=25)
+FENCES = st.sampled_from(["fenced", "retired"])
+FACTS = st.lists(
+    st.one_of(VERBS, REPORTS, st.just("late"), st.just("placed"), st.just("unplaceable"), FENCES), max_size=25
+)
 
 
-@given(FACTS)
+@given(FACTS, st.sampled_from(["none", "restart"]))
 @settings(max_examples=100, deadline=None)
-def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any]) -> None:
-    vm, now, token = pending(), NOW, 0
+def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any], on_host_failure: str) -> None:
+    vm, now, token = pending(spec={"on_host_failure": on_host_failure}), NOW, 0
     refusals: set[str] = set()
     for n, fact in enumerate(facts):
         change: Change | None = None
@@ -109,6 +112,10 @@ def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any]) -> None:
                 change = decisions.placed(vm, HOST, "h1", token, now)
             case "unplaceable" if vm.state is State.PENDING:
                 change = decisions.unplaceable(vm, Problem.of(Code.NO_CAPACITY, "full"))
+            case "fenced" if vm.host_id is not None:
+                change = decisions.on_fence(vm, "h1", now, LIMITS)
+            case "retired" if vm.host_id is not None:
+                change = decisions.on_retire(vm, "h1")
             case (observed, settled, generation, seq, problem, ready) if vm.host_id is not None:
                 seen = report(
                     vm, observed, settled=settled, generation=max(vm.generation + generation, 0),
@@ -121,7 +128,7 @@ def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any]) -> None:
                 except LeveretError as error:
                     refusals.add(error.problem.code)
         if change is not None:
-            check(change)
+            check(change, is_fenced=fact in {"fenced", "retired"})
             vm = change.after
     assert refusals <= {Code.VM_DELETED, Code.STATE_CONFLICT}
     # Law 7: whatever happened, a delete is accepted, and the host's word ends it.
@@ -259,3 +266,37 @@ def test_a_guest_that_was_rebooted_is_not_ready_until_it_says_so_again() -> None
     vm = after(on_request(vm, RebootVm(), "r1", NOW, LIMITS))
     vm = after(on_report(vm, report(vm, Observed.RUNNING), 1, NOW, LIMITS))
     assert (vm.is_lagging, vm.guest_ready) == (False, False)
+
+
+def test_a_vm_on_a_fenced_host_waits_for_it_unless_it_is_to_be_made_anew() -> None:
+    waits = after(decisions.on_fence(running(), "h1", NOW, LIMITS))
+    assert (waits.state, waits.host_id, waits.token) == (State.ERROR, HOST, 1)
+    assert (waits.problem or {})["code"] == Code.HOST_FENCED
+    assert decisions.on_fence(waits, "h1", NOW, LIMITS) is None
+    anew = after(decisions.on_fence(replace(running(), spec={"on_host_failure": "restart"}), "h1", NOW, LIMITS))
+    assert (anew.state, anew.host_id, anew.generation, anew.deadline) == (State.PENDING, None, 2, NOW + LIMITS.build)
+    unborn = after(decisions.on_fence(building(), "h1", NOW, LIMITS))
+    assert (unborn.state, unborn.host_id) == (State.PENDING, None)
+
+
+def test_a_vm_that_waits_for_its_fenced_host_comes_back_with_it_or_is_explained() -> None:
+    waits = after(decisions.on_fence(running(), "h1", NOW, LIMITS))
+    back = after(on_report(waits, report(waits, Observed.RUNNING), 2, NOW, LIMITS))
+    assert (back.state, back.problem) == (State.RUNNING, None)
+    lost = after(on_report(waits, report(waits, Observed.ABSENT), 2, NOW, LIMITS))
+    assert (lost.problem or {})["code"] == Code.DOMAIN_MISSING
+
+
+def test_only_while_its_host_is_fenced_may_a_waiting_vm_be_made_anew_elsewhere() -> None:
+    waits = after(decisions.on_fence(running(), "h1", NOW, LIMITS))
+    with pytest.raises(LeveretError, match="is error"):
+        on_request(waits, RetryVm(), "r", NOW, LIMITS)
+    anew = after(on_request(waits, RetryVm(), "r", NOW, LIMITS, host_is_fenced=True))
+    assert (anew.state, anew.host_id) == (State.PENDING, None)
+
+
+def test_a_vm_whose_user_data_is_gone_is_not_made_anew_as_another() -> None:
+    lost = after(decisions.on_retire(replace(running(), user_data_wiped=True), "h1"))
+    assert (lost.state, lost.host_id, (lost.problem or {})["code"]) == (State.ERROR, None, Code.HOST_RETIRED)
+    with pytest.raises(LeveretError, match="user-data"):
+        on_request(lost, RetryVm(), "r", NOW, LIMITS)

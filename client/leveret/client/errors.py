@@ -91,6 +91,7 @@ _STATUS = {
     "project_not_found": 404,
     "token_not_found": 404,
     "amqp_user_not_found": 404,
+    "host_not_found": 404,
     "image_unknown": 422,
     "network_unknown": 422,
     "precondition_failed": 412,

@@ -406,8 +406,34 @@ class Leveret:
         return await self._all(d.HostView, "/v1/hosts")
 
     async def host(self, name_or_id: str) -> d.HostView:
-        """For administrators."""
-        return await self._get(d.HostView, f"/v1/hosts/{quote(name_or_id, safe='')}")
+        """For administrators. Raises Conflict `host_conflict` when several hosts have this name."""
+        return await self._get(d.HostView, _host(name_or_id))
+
+    async def cordon_host(
+        self, name_or_id: str, *, reason: str | None = None, request_id: str | None = None
+    ) -> d.HostView:
+        """Give it no new VMs; those that it has stay. For administrators, as all that is ordered of hosts."""
+        order = d.CordonHost() if reason is None else d.CordonHost(reason=reason)
+        return await self._order(name_or_id, "cordon", order, request_id)
+
+    async def uncordon_host(self, name_or_id: str, *, request_id: str | None = None) -> d.HostView:
+        """Let it take VMs again. Raises Conflict `host_conflict` when it was fenced and has not come back clean."""
+        return await self._order(name_or_id, "uncordon", d.UncordonHost(), request_id)
+
+    async def fence_host(self, name_or_id: str, proof: str, *, request_id: str | None = None) -> d.HostView:
+        """Declare that it is off, and stays off until it is back as an empty host: its VMs may be made anew elsewhere.
+
+        `proof` says how that was made sure. A host that is said to be off and is not may run a VM a second time.
+        """
+        return await self._order(name_or_id, "fence", d.FenceHost(proof=proof), request_id)
+
+    async def retire_host(self, name_or_id: str, *, request_id: str | None = None) -> d.HostView:
+        """Give it up for good, with what a fenced host still had. Raises Conflict when it has VMs and is not fenced."""
+        return await self._order(name_or_id, "retire", d.RetireHost(), request_id)
+
+    async def _order(self, host: str, verb: str, order: d.Document, request_id: str | None) -> d.HostView:
+        path, body = f"{_host(host)}/actions/{verb}", order.model_dump_json()
+        return _read(d.HostView, await self._http.send("POST", path, body=body, request_id=request_id))
 
     async def check(self, *, hosts: bool = True) -> CheckReport:
         """Look at every invariant, and, unless told otherwise, ask the hosts what they have. For administrators."""
@@ -508,6 +534,10 @@ def _if_match(if_match: IfMatch | None) -> dict[str, str]:
 
 def _trace(traceparent: str | None) -> dict[str, str]:
     return {} if traceparent is None else {"Traceparent": check_traceparent(traceparent)}
+
+
+def _host(name_or_id: str) -> str:
+    return f"/v1/hosts/{quote(name_or_id, safe='')}"
 
 
 def _project(project: str) -> str:

@@ -49,7 +49,7 @@ class OwnQueue:
         on_refusal: Callable[[ApiError], None],
     ) -> None:
         exchange = topology.events_exchange(project)
-        self.queue = topology.Queue(f"client.{user}.{name}", arguments, ((exchange, key),))
+        self.queue = topology.Queue(f"client.{user}.{name}", "events", arguments, ((exchange, key),))
         self._on_refusal = on_refusal
 
     async def attach(self, connection: Any) -> None:

@@ -10,7 +10,7 @@ from pydantic import PrivateAttr, model_validator
 
 from leveret.client.errors import ClientError, Unavailable, Unreachable
 from leveret.shared.documents import RequestView, VmView, revision_of
-from leveret.shared.headers import is_if_match
+from leveret.shared.headers import SILENT_MARK, is_if_match
 from leveret.shared.lifecycle import State
 
 WaitOutcome = Literal["reached", "failed", "timed_out"]
@@ -78,7 +78,7 @@ def tag_of(if_match: IfMatch) -> str:
     """The ETag without its quotes: GENERATION.UPDATED_MICROS, GENERATION alone, or `*`. Raises ValueError."""
     if isinstance(if_match, VmView):
         return revision_of(if_match.generation, if_match.updated_at)
-    tag = str(if_match).strip().removeprefix("W/").strip('"')
+    tag = str(if_match).strip().removeprefix("W/").strip('"').removesuffix(SILENT_MARK)
     if tag != ANY and not is_if_match(tag):
         raise ValueError("if_match is a VM as it was read, its ETag, its generation, or *")
     return tag

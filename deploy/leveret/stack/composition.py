@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -72,13 +73,19 @@ def compose(layout: Layout, options: Options, peers: Peers, ports: Ports) -> Com
     names = [f"conductor-{number}" for number in range(1, options.conductors + 1)]
     services = [_conductor(name, peers, ports.of(name)) for name in names]
     api_port = ports.demand("api", options.api_port) if options.api_port else ports.of("api", usual=USUAL_API_PORT)
-    services.append(_api(peers, api_port))
+    services.append(_api("api", peers, api_port))
+    services += [_api(name, peers, ports.of(name)) for name in _numbered("api", options.apis)[1:]]
     if peers.libvirt_uri is not None:
         services.append(_compute(layout, options, peers, peers.libvirt_uri))
     if options.fake_hosts:
-        services.append(_fake_hosts(layout, options, peers))
+        services += _fake_hosts(layout, options, peers)
     hosts = options.fake_hosts + (peers.libvirt_uri is not None)
     return Composition(tuple(services), f"http://127.0.0.1:{api_port}", hosts)
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    """The names of processes of which there is usually one: that one has no number."""
+    return [name, *(f"{name}-{number}" for number in range(2, count + 1))]
 
 
 def _conductor(name: str, peers: Peers, metrics_port: int) -> Service:
@@ -95,9 +102,9 @@ def _conductor(name: str, peers: Peers, metrics_port: int) -> Service:
     )
 
 
-def _api(peers: Peers, port: int) -> Service:
+def _api(name: str, peers: Peers, port: int) -> Service:
     return Service(
-        "api",
+        name,
         ("leveret.api.app",),
         {
             "LEVERET_AMQP_URL": peers.amqp_urls["leveret-api"],
@@ -135,16 +142,20 @@ def _session_environment(libvirt_uri: str) -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
-def _fake_hosts(layout: Layout, options: Options, peers: Peers) -> Service:
-    return Service(
-        "fake-hosts",
-        ("leveret.compute.app", "--simulate", str(options.fake_hosts)),
-        {
+def _fake_hosts(layout: Layout, options: Options, peers: Peers) -> list[Service]:
+    """The workers, each with its share of the hosts, an identity and a name of its own."""
+    services = []
+    for index, name in enumerate(_numbered("fake-hosts", min(options.fake_workers, options.fake_hosts))):
+        share = len(range(index, options.fake_hosts, options.fake_workers))
+        env = {
             "LEVERET_AMQP_URL": peers.amqp_urls["leveret-compute"],
-            "LEVERET_HOST_STATE_DIR": str(layout.fake_hosts),
+            "LEVERET_HOST_STATE_DIR": str(layout.fake_hosts / name if index else layout.fake_hosts),
             "LEVERET_SIMULATE_PERSIST": "true",
-        },
-    )
+        }
+        if index:
+            env["LEVERET_HOST_NAME"] = f"{socket.gethostname()}-{index + 1}"
+        services.append(Service(name, ("leveret.compute.app", "--simulate", str(share)), env))
+    return services
 
 
 def host_daemons(composition: Composition, runner: Runner) -> list[Daemon]:

@@ -12,10 +12,15 @@ from leveret.stack.errors import StackError
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What runs. `api_port` 0 chooses one; `image_dir` None is where script/guest-images builds."""
+    """What runs. `api_port` 0 chooses one; `image_dir` None is where script/guest-images builds.
+
+    Fake hosts are spread over `fake_workers` processes. `apis` beyond the first listen on ports of their own.
+    """
 
     conductors: int = 1
+    apis: int = 1
     fake_hosts: int = 0
+    fake_workers: int = 1
     libvirt: bool = True
     virt_type: str = "auto"
     api_port: int = 0

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,6 +37,12 @@ PORTS = ("amqp", "dist", "epmd", "metrics", "management")
 #: client that is a little over it still gets a verdict, and one that is far over it is stopped by the broker.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
+DELETE_QUEUE = """
+{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{name}">>)),
+{{ok, _}} = rabbit_amqqueue:delete(Q, false, false, <<"leveret">>),
+ok.
+"""
+
 #: Deletes the queues and exchanges whose names begin as given, with all their bindings.
 DELETE_OWNED = """
 Prefix = <<"{prefix}">>,
@@ -58,14 +64,33 @@ PORT_TAKEN = re.compile(r"eaddrinuse|address already in use|port_in_use|already 
 LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
 SERVER_ERL_ARGS = f"{LOOPBACK} -start_epmd false +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"
 CTL_ERL_ARGS = f"{LOOPBACK} -start_epmd false"
+# A node that hangs is given up by the others after 6 to 10 s, and not after a minute: until then they can neither make
+# nor remove a queue, since each must agree.
+CLUSTER_ERL_ARGS = " -kernel net_ticktime 8"
 
 # AMQP 0-9-1: what a client says first, and the start of what a broker answers: a method frame (1) on
 # channel 0 that holds Connection.Start (class 10, method 10).
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 
 
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A node's place in a cluster: its name, the names of all, and what they share.
+
+    The name service is nobody's: whoever makes the cluster keeps it running.
+    """
+
+    node: str
+    nodes: tuple[str, ...]
+    cookie: str
+    admin_password: str
+    epmd_port: int
+
+
 class Rabbit:
     """A RabbitMQ server of its own: port, node, name service, users, data and logs in one directory.
+
+    With a `membership` it is one node of a cluster, which the first of them to start begins and the others join.
 
     `heartbeat_s`, `metrics` and `management` (the HTTP API) take effect at the next start. The broker
     listens on 127.0.0.1 only, has no `guest`, one virtual host, and an administrator with a random
@@ -75,12 +100,19 @@ class Rabbit:
     """
 
     def __init__(
-        self, directory: Path, *, heartbeat_s: int = 10, metrics: bool = False, management: bool = False
+        self,
+        directory: Path,
+        *,
+        heartbeat_s: int = 10,
+        metrics: bool = False,
+        management: bool = False,
+        membership: Membership | None = None,
     ) -> None:
         self.directory = ServerDirectory(directory, "rabbitmq")
         self.heartbeat_s = heartbeat_s
         self.metrics = metrics
         self.management = management
+        self._membership = membership
         self._broker = Daemon("rabbitmq", self.directory.path)
         self._epmd = Daemon("epmd", self.directory.path)
 
@@ -268,41 +300,44 @@ class Rabbit:
         self.delete_user(user)
         self.ctl("eval", DELETE_OWNED.format(prefix=f"client.{user}.", vhost=VHOST))
 
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue, one that belongs to a connection too. Raises StackError when there is none."""
+        self.ctl("eval", DELETE_QUEUE.format(name=name, vhost=VHOST))
+
     def _start(self) -> None:
         account = Account.for_service("rabbitmq")
         server = script("rabbitmq-server")
         self._furnish(account)
         self._epmd.kill()  # it outlives a broker that was killed, and would keep its port
+        self._choose_ports(keep_or_replace(self.directory.read()["ports"]))
         facts = self.directory.read()
-        facts["ports"] = keep_or_replace(facts["ports"])
-        self.directory.write(facts)
         self._write_config(account)
         self._write_definitions(account, self._users())
         self._write_cookie(account, facts["cookie"])
-        self._start_epmd(account, facts["ports"]["epmd"])
+        if self._membership is None:
+            self._start_epmd(account, facts["ports"]["epmd"])
         self._broker.start([server], env=self._env(), account=account)
 
     def _furnish(self, account: Account) -> None:
         """Make the directory and its facts, unless they are there."""
         self.directory.give(account, "home", "mnesia", "log")
         if not self.directory.exists():
-            self.directory.write(new_facts())
+            self.directory.write(new_facts(self._membership))
 
     def _start_epmd(self, account: Account, port: int) -> None:
         """Start our own Erlang name service, and have it up before anything starts one by itself."""
-        program = shutil.which("epmd", path=BASE_ENV["PATH"])
-        if program is None:
-            raise StackError("epmd is not installed: try script/setup")
-        self._epmd.start([program, "-address", "127.0.0.1", "-port", str(port)], account=account)
-        self._epmd.wait_ready(lambda: is_listening(port), EPMD_READY_S)
+        start_epmd(self._epmd, account, port)
 
     def _restart_elsewhere(self) -> None:
         with self.directory.locked():
             self._epmd.kill()
-            facts = self.directory.read()
-            facts["ports"] = new_ports()
-            self.directory.write(facts)
+            self._choose_ports(new_ports())
             self._start()
+
+    def _choose_ports(self, ports: dict[str, int]) -> None:
+        facts = self.directory.read()
+        facts["ports"] = ports if self._membership is None else {**ports, "epmd": self._membership.epmd_port}
+        self.directory.write(facts)
 
     @property
     def _definitions(self) -> Path:
@@ -327,7 +362,7 @@ class Rabbit:
             "RABBITMQ_LOG_BASE": str(path / "log"),
             "RABBITMQ_LOGS": str(self.log_file),
             "RABBITMQ_DIST_PORT": str(facts["ports"]["dist"]),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": SERVER_ERL_ARGS,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": SERVER_ERL_ARGS + (CLUSTER_ERL_ARGS if self._membership else ""),
             "RABBITMQ_CTL_ERL_ARGS": CTL_ERL_ARGS,
             "RABBITMQ_CTL_DIST_PORT_MIN": "0",
             "RABBITMQ_CTL_DIST_PORT_MAX": "0",
@@ -357,6 +392,13 @@ class Rabbit:
             "log.file.rotation.size": "10485760",
             "log.file.rotation.count": "2",
         }
+        if self._membership is not None:
+            settings |= {
+                "cluster_formation.peer_discovery_backend": "classic_config",
+                "cluster_partition_handling": "pause_minority",
+            }
+            for number, node in enumerate(self._membership.nodes, 1):
+                settings[f"cluster_formation.classic_config.nodes.{number}"] = f"{node}@localhost"
         if self.metrics:
             settings |= {"prometheus.tcp.ip": "127.0.0.1", "prometheus.tcp.port": str(ports["metrics"])}
         if self.management:
@@ -394,13 +436,22 @@ def script(name: str) -> str:
     return str(path)
 
 
-def new_facts() -> dict[str, Any]:
+def start_epmd(epmd: Daemon, account: Account, port: int) -> None:
+    """Have an Erlang name service running on this port of 127.0.0.1."""
+    program = shutil.which("epmd", path=BASE_ENV["PATH"])
+    if program is None:
+        raise StackError("epmd is not installed: try script/setup")
+    epmd.start([program, "-address", "127.0.0.1", "-port", str(port)], account=account)
+    epmd.wait_ready(lambda: is_listening(port), EPMD_READY_S)
+
+
+def new_facts(membership: Membership | None = None) -> dict[str, Any]:
     """Return the facts of a server that was never started."""
-    password = secrets.token_urlsafe(24)
+    password = membership.admin_password if membership else secrets.token_urlsafe(24)
     admin = BrokerUser(password, hash_password(password), ".*", ".*", ".*", ("administrator",))
     return {
-        "node": "leveret",
-        "cookie": secrets.token_hex(16),
+        "node": membership.node if membership else "leveret",
+        "cookie": membership.cookie if membership else secrets.token_hex(16),
         "ports": new_ports(),
         "users": {ADMIN: asdict(admin)},
     }

@@ -133,6 +133,9 @@ class Placement(Document):
     strategy: Literal["spread", "pack"] = "spread"
 
 
+OnHostFailure = Literal["none", "restart"]
+
+
 class CreateVm(Document):
     """Get me a VM."""
 
@@ -157,6 +160,8 @@ class CreateVm(Document):
     labels: Labels = {}
     placement: Placement = Placement()
     running: Annotated[bool, Field(strict=True)] = True
+    #: `restart` makes it anew on another host, without its disk, once its own is proven to be off.
+    on_host_failure: OnHostFailure = "none"
 
     @field_validator("ssh_keys")
     @classmethod
@@ -252,6 +257,7 @@ def _not_our_own(name: str) -> str:
 AmqpUserName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,61}$"), AfterValidator(_not_our_own)]
 Amount = Annotated[int, Field(ge=0, le=2**53, strict=True), WHOLE]
 VmAmount = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True), WHOLE]
+Reason = Annotated[str, StringConstraints(min_length=4, max_length=512, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Rate = Annotated[int, Field(ge=1, le=1_000_000, strict=True), WHOLE]
 
 
@@ -315,6 +321,33 @@ class RemoveAmqpUser(Document):
     """Let this broker user speak for nobody."""
 
 
+# Hosts. Only administrators send these, and only over REST.
+
+
+class CordonHost(Document):
+    """Give it no new VMs. Those it has stay."""
+
+    reason: Reason = "cordoned by an administrator"
+
+
+class UncordonHost(Document):
+    """Let it take VMs again. A fenced host must have come back, and have nothing left of what is over."""
+
+
+class FenceHost(Document):
+    """Declare that it is off and stays off: its VMs may be made anew elsewhere.
+
+    `proof` says how that was made sure, such as "power cut at the PDU, outlet 7". A host that is said to be off and is
+    not may run a second copy of a VM: nothing here can find that out.
+    """
+
+    proof: Reason
+
+
+class RetireHost(Document):
+    """It is gone for good: fenced, or empty. What it had is lost."""
+
+
 class Endpoint(Document):
     """Where a TCP port can be reached from outside the guest's network."""
 
@@ -360,6 +393,9 @@ class VmView(Document):
     attempts: int
     created_at: datetime
     updated_at: datetime
+    on_host_failure: OnHostFailure = "none"
+    #: When its host was last heard of, if that is too long ago: what is told of the VM is what was seen by then.
+    host_silent_since: datetime | None = None
 
 
 def revision_of(generation: int, updated_at: datetime) -> str:
@@ -418,7 +454,11 @@ class HostView(Document):
     disk_gib: int
     disk_gib_used: int
     vms: int
+    #: How many of its VMs are made anew elsewhere once it is fenced.
+    vms_to_restart: int = 0
     heartbeat_at: datetime
+    #: Of a fenced host: whether it has come back and shown that nothing of what is over is left on it.
+    clean: bool | None = None
 
 
 class ImageView(Document):

@@ -29,6 +29,8 @@ class Code(StrEnum):
     PROJECT_NOT_FOUND = "project_not_found"
     PROJECT_IN_USE = "project_in_use"
     TOKEN_NOT_FOUND = "token_not_found"  # noqa: S105  (a code)
+    HOST_NOT_FOUND = "host_not_found"
+    HOST_CONFLICT = "host_conflict"
     AMQP_USER_NOT_FOUND = "amqp_user_not_found"
     QUOTA_EXCEEDED = "quota_exceeded"
     NO_CAPACITY = "no_capacity"
@@ -62,6 +64,8 @@ class Code(StrEnum):
     DOMAIN_MISSING = "domain_missing"
     HOST_SILENT = "host_silent"
     HOST_REBOOTED = "host_rebooted"
+    HOST_FENCED = "host_fenced"
+    HOST_RETIRED = "host_retired"
 
 
 #: What a person can do about it. Every code has a line; a caller may give a more precise one.
@@ -85,6 +89,8 @@ HINTS: dict[Code, str] = {
     Code.PROJECT_NOT_FOUND: "List projects with `leveret project list`.",
     Code.PROJECT_IN_USE: "Delete its VMs first and wait until they are gone.",
     Code.TOKEN_NOT_FOUND: "List tokens with `leveret token list`.",
+    Code.HOST_NOT_FOUND: "List hosts with `leveret hosts`.",
+    Code.HOST_CONFLICT: "Look at the host's present state with `leveret hosts`.",
     Code.AMQP_USER_NOT_FOUND: "List the project's broker users with `leveret project amqp-users`.",
     Code.QUOTA_EXCEEDED: "Delete VMs of this project, ask for less, or ask an administrator for more.",
     Code.NO_CAPACITY: "Ask for less, add a host, or delete a VM; `details` counts what refused each host.",
@@ -118,6 +124,8 @@ HINTS: dict[Code, str] = {
     Code.DOMAIN_MISSING: "Somebody removed the domain on the host; delete the VM and create it anew.",
     Code.HOST_SILENT: "The host stopped reporting; nothing on it is touched until it comes back.",
     Code.HOST_REBOOTED: "A VM that should run is started again by itself.",
+    Code.HOST_FENCED: "It comes back with its host. `leveret retry` makes it anew elsewhere, without its disk.",
+    Code.HOST_RETIRED: "Its disk is gone with the host. `leveret retry` makes it anew elsewhere.",
 }
 
 

@@ -47,10 +47,12 @@ class Accepted(OfVm):
 
 
 class Pending(OfVm):
-    """A host failed to build it and has cleaned up; another host will be chosen."""
+    """Another host will be chosen: one failed to build it and has cleaned up, or its own is proven to be off."""
 
     attempt: int
     """How many hosts have tried."""
+    problem: Problem | None = None
+    """Why it has to be made anew: `host_fenced`. Absent when a build failed: that was told by `build_failed`."""
 
 
 class Scheduled(OfVm):
@@ -215,6 +217,37 @@ class AmqpUserRemoved(EventData):
     """The broker user."""
 
 
+class OfHost(EventData):
+    """About a host, ordered by an administrator of this project."""
+
+    host: str
+    """The host's name."""
+    host_id: UUID
+    """The host's id."""
+
+
+class HostCordoned(OfHost):
+    """The host gets no new VMs."""
+
+    reason: str
+    """Why."""
+
+
+class HostUncordoned(OfHost):
+    """The host takes VMs again."""
+
+
+class HostFenced(OfHost):
+    """The host was declared to be off: its VMs may be made anew elsewhere."""
+
+    proof: str
+    """How that was made sure."""
+
+
+class HostRetired(OfHost):
+    """The host was given up for good."""
+
+
 #: By their type in the event log, where REST shows them.
 OF_VMS: dict[str, type[EventData]] = {
     "accepted": Accepted,
@@ -242,6 +275,11 @@ OF_PROJECTS: dict[str, type[EventData]] = {
     "amqp_user.added": AmqpUserAdded,
     "amqp_user.changed": AmqpUserChanged,
     "amqp_user.removed": AmqpUserRemoved,
+    # What is ordered of hosts stands in the log of the project whose administrator ordered it.
+    "host.cordoned": HostCordoned,
+    "host.uncordoned": HostUncordoned,
+    "host.fenced": HostFenced,
+    "host.retired": HostRetired,
 }
 OF_NOTHING: dict[str, type[EventData]] = {"rejected": Unreadable}
 

@@ -147,6 +147,7 @@ VERDICTS: tuple[Example, ...] = (
 _STEPS = [{"step": "image", "seconds": 1.21}, {"step": "disk", "seconds": 0.04}]
 _DISK_FULL = problem(Code.DISK_FULL, "The pool has 3 GiB left.", step="disk", host="rack1-node3")
 _PLACED = {"host": "rack1-node3", "host_id": HOST_ID, "attempt": 1}
+_HOST = {"host": "rack1-node3", "host_id": HOST_ID}
 _TOKEN = {"token_id": TOKEN_ID, "name": "ci"}
 _BY = {"request_id": REQUEST_ID, "by": f"broker user {USER}"}
 _BY_ADMIN = {"request_id": REQUEST_ID, "by": "token ops of default"}
@@ -178,6 +179,10 @@ _OF_OTHERS: dict[str, dict[str, Any]] = {
     "amqp_user.added": {"user": USER, "role": "member", **_BY_ADMIN},
     "amqp_user.changed": {"user": USER, "role": "reader", **_BY_ADMIN},
     "amqp_user.removed": {"user": USER, **_BY_ADMIN},
+    "host.cordoned": {"reason": "its memory is to be replaced", **_HOST, **_BY_ADMIN},
+    "host.uncordoned": _HOST | _BY_ADMIN,
+    "host.fenced": {"proof": "power cut at the PDU, outlet 7", **_HOST, **_BY_ADMIN},
+    "host.retired": _HOST | _BY_ADMIN,
     "rejected": {"problem": INVALID, **_BY},
 }
 
@@ -205,7 +210,8 @@ def _of_vm(name: str) -> Example:
 
 def _of_other(name: str) -> Example:
     body = _enveloped(cloud_type(name, of_vm=False), PROJECT, _OF_OTHERS[name])
-    return Example(name.replace(".", "_"), "About the project", body)
+    about = "About a host, ordered by the project" if name.startswith("host.") else "About the project"
+    return Example(name.replace(".", "_"), about, body)
 
 
 #: What clients hear of everything that happens, by CloudEvents type.

@@ -12,6 +12,8 @@ TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 
 #: A generation, or generation and revision: an ETag without its quotes.
 IF_MATCH_PATTERN = r"^[0-9]{1,19}(\.[0-9]{1,19})?$"
+#: Ends the ETag of a VM while its host is silent: its document says so, though the VM is the same.
+SILENT_MARK = "-silent"
 
 # To be matched in full, since `$` alone would let a line feed pass.
 _REQUEST_ID = re.compile(REQUEST_ID_PATTERN)

@@ -66,8 +66,8 @@ BUILD_STEPS = (Step.IMAGE, Step.DISK, Step.CONFIG_DRIVE, Step.DEFINE, Step.START
 MOVES: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.BUILDING, State.DELETING, State.DELETED, State.ERROR}),
     State.BUILDING: frozenset({State.PENDING, State.RUNNING, State.STOPPED, State.DELETING, State.ERROR}),
-    State.RUNNING: frozenset({State.STOPPED, State.DELETING, State.ERROR}),
-    State.STOPPED: frozenset({State.RUNNING, State.DELETING, State.ERROR}),
+    State.RUNNING: frozenset({State.PENDING, State.STOPPED, State.DELETING, State.ERROR}),
+    State.STOPPED: frozenset({State.PENDING, State.RUNNING, State.DELETING, State.ERROR}),
     State.ERROR: frozenset({State.PENDING, State.RUNNING, State.STOPPED, State.DELETING, State.DELETED}),
     State.DELETING: frozenset({State.DELETED}),
     State.DELETED: frozenset(),

@@ -8,21 +8,31 @@ import structlog
 
 log = structlog.get_logger()
 
+#: After a failure nobody waits for longer than this, however seldom the verb is due.
+RETRY_S = 5.0
+
 
 class Loop:
     """Runs `verb` every `every_s` seconds (with a tenth of jitter), or at once when woken.
 
-    A verb that fails is logged and run again: the rim of a loop is where a broad `except` belongs. Tests call
-    the verb itself and never wait for the loop.
+    A verb that fails, or hangs for longer than `limit_s`, is logged and run again: the rim of a loop is where a broad
+    `except` belongs. Tests call the verb itself and never wait for the loop.
     """
 
     def __init__(
-        self, name: str, verb: Callable[[], Awaitable[object]], *, every_s: float, first_after_s: float = 0.0
+        self,
+        name: str,
+        verb: Callable[[], Awaitable[object]],
+        *,
+        every_s: float,
+        first_after_s: float = 0.0,
+        limit_s: float | None = None,
     ) -> None:
         self.name = name
         self._verb = verb
         self._every_s = every_s
         self._first_after_s = first_after_s
+        self._limit_s = limit_s
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -49,11 +59,14 @@ class Loop:
         await asyncio.sleep(self._first_after_s * random.uniform(0.5, 1.5))
         while True:
             self._woken.clear()
+            every_s = self._every_s
             try:
-                await self._verb()
+                async with asyncio.timeout(self._limit_s):
+                    await self._verb()
             except Exception:  # the rim
                 log.exception("loop.failed", loop=self.name)
-            pause_s = self._every_s * random.uniform(0.9, 1.1)
+                every_s = min(every_s, RETRY_S)
+            pause_s = every_s * random.uniform(0.9, 1.1)
             try:
                 async with asyncio.timeout(pause_s):
                     await self._woken.wait()

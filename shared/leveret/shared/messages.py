@@ -170,7 +170,8 @@ class Heartbeat(Message):
     """A host is alive. Also its registration: an unknown id makes a host.
 
     `epoch` grows with every incarnation of the worker. `placeable` is (total - reserve) x ratio. `digest` covers
-    the settled VMs (see `digest_of`). `foreign` counts domains that are not Leveret's.
+    the settled VMs (see `digest_of`). `foreign` counts domains that are not Leveret's. `newest_token` is the newest
+    that this worker has heard or seen: no placement may get an older one.
     """
 
     host_id: UUID
@@ -183,6 +184,7 @@ class Heartbeat(Message):
     placeable: Capacity
     foreign: int = 0
     digest: str
+    newest_token: int = 0
     version: str
     problem: Problem | None = None
 
@@ -242,6 +244,22 @@ class EndAmqpUser(documents.RemoveAmqpUser):
     user: documents.AmqpUserName
 
 
+class Cordon(documents.CordonHost):
+    host_id: UUID
+
+
+class Uncordon(documents.UncordonHost):
+    host_id: UUID
+
+
+class Fence(documents.FenceHost):
+    host_id: UUID
+
+
+class Retire(documents.RetireHost):
+    host_id: UUID
+
+
 class TokensUsed(Message):
     """When tokens were last used, in seconds since the epoch by the API's clock; only ever shown."""
 
@@ -270,6 +288,10 @@ ADMINISTRATION: Registry = {
     "token.used.v1": TokensUsed,
     "amqp_user.add.v1": NewAmqpUser,
     "amqp_user.remove.v1": EndAmqpUser,
+    "host.cordon.v1": Cordon,
+    "host.uncordon.v1": Uncordon,
+    "host.fence.v1": Fence,
+    "host.retire.v1": Retire,
     "check.run.v1": checks.RunCheck,
 }
 #: What clients hear.

@@ -1,7 +1,9 @@
 """Every exchange, queue and key, with their arguments: the one place that names them.
 
 Law 2 decides the kinds. What a client or a host says must survive a broker's restart: quorum queues. What the
-conductor says to a host is repeated until it is done: cheap classic queues.
+conductor says to a host is repeated until it is done, so its queue need not live longer than the connection that
+consumes it. There is nothing between these two: a durable classic queue cannot be had, nor made anew, while the node
+of a cluster that holds it is down.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +22,16 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
+    """A queue, and in one word what its messages are.
+
+    An exclusive one belongs to the connection that declares it, and goes with it.
+    """
+
     name: str
+    carries: str
     arguments: dict[str, Any] = field(default_factory=dict)
     bindings: tuple[tuple[Exchange, str], ...] = ()
+    exclusive: bool = False
 
 
 REQUESTS = Exchange("leveret.requests", aio_pika.ExchangeType.TOPIC)
@@ -47,27 +56,31 @@ _QUORUM: dict[str, Any] = {
     "x-max-length-bytes": 1024 * 1024 * 1024,
 }
 
-REQUESTS_QUEUE = Queue("leveret.conductor.requests", _QUORUM, ((REQUESTS, "#"),))
-REPORTS_QUEUE = Queue("leveret.conductor.reports", _QUORUM, ((REPORTS, "report"),))
+REQUESTS_QUEUE = Queue("leveret.conductor.requests", "requests", _QUORUM, ((REQUESTS, "#"),))
+REPORTS_QUEUE = Queue("leveret.conductor.reports", "reports", _QUORUM, ((REPORTS, "report"),))
 HEARTBEATS_QUEUE = Queue(
     "leveret.conductor.heartbeats",
-    {"x-message-ttl": 15_000, "x-max-length": 10_000, "x-overflow": "drop-head"},
+    "heartbeats",
+    {"x-queue-type": "quorum", "x-message-ttl": 15_000, "x-max-length": 10_000, "x-overflow": "drop-head"},
     ((HEARTBEATS, "heartbeat"),),
 )
 #: The newest are kept. What a consumer buries is cut to a few KiB; this bound holds whatever anybody sends.
 DEAD_QUEUE = Queue(
     "leveret.dead",
+    "letters",
     {"x-queue-type": "quorum", "x-max-length": 100_000, "x-max-length-bytes": 256 * 1024 * 1024},
     ((DEAD, ""),),
 )
 
 
 def host_queue(host_id: UUID) -> Queue:
-    """A host's own queue. Its messages are transient: the sweeper repeats what matters."""
+    """A host's own queue, which nobody else can consume. The sweeper repeats what is lost with it."""
     return Queue(
         f"leveret.host.{host_id}",
+        "commands",
         {"x-max-length": 10_000, "x-overflow": "drop-head"},
         ((HOSTS, str(host_id)),),
+        exclusive=True,
     )
 
 
@@ -86,6 +99,8 @@ async def declare(channel: AbstractChannel, *, queues: tuple[Queue, ...] = CORE_
     for exchange in CORE_EXCHANGES:
         await channel.declare_exchange(exchange.name, exchange.kind, durable=True)
     for queue in queues:
-        declared = await channel.declare_queue(queue.name, durable=True, arguments=queue.arguments)
+        declared = await channel.declare_queue(
+            queue.name, durable=not queue.exclusive, exclusive=queue.exclusive, arguments=queue.arguments
+        )
         for exchange, key in queue.bindings:
             await declared.bind(exchange.name, key)

@@ -8,8 +8,13 @@ import asyncpg
 import httpx2
 import pytest
 from api_process import Api, running_api
-from api_world import ScriptedConductor, Tenant, conducting
+from api_world import ScriptedConductor, Tenant, conducting, verdict
 
+from leveret.conductor.administration import carry_out
+from leveret.conductor.database import prepare
+from leveret.conductor.order import Order
+from leveret.shared.bus import Delivery
+from leveret.shared.messages import ADMINISTRATION, Verdict
 from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
 
@@ -61,3 +66,27 @@ async def client(stranger: httpx2.AsyncClient, tenant: Tenant) -> httpx2.AsyncCl
 async def conductor(broker: Rabbit) -> AsyncIterator[ScriptedConductor]:
     async with conducting(broker.url_of("leveret-conductor")) as conductor:
         yield conductor
+
+
+@pytest.fixture
+async def clerk(postgres: Postgres, api_dsn: str, conductor: ScriptedConductor) -> AsyncIterator[ScriptedConductor]:
+    """A conductor that carries out what administrators order, with its own function, and nothing else."""
+    connection = await asyncpg.connect(postgres.dsn(database=DATABASE))
+    await prepare(connection)
+
+    async def carry(delivery: Delivery) -> Verdict | None:
+        body = delivery.decoded(among=ADMINISTRATION)
+        project, actor, name = (delivery.header(header) or "" for header in ("project", "actor", "request_id"))
+        async with connection.transaction():
+            return verdict(delivery, problem=await carry_out(connection, Order(project, actor, name, body)))
+
+    conductor.script = carry
+    yield conductor
+    await connection.close()
+
+
+@pytest.fixture
+async def admin(stranger: httpx2.AsyncClient, tenant: Tenant) -> httpx2.AsyncClient:
+    """A client with the tenant's administrator's token."""
+    stranger.headers.update(tenant.headers("admin"))
+    return stranger

@@ -27,7 +27,10 @@ GUARDED = [route for route in ROUTES if route.needs_token]
 
 #: Who may do the least, may do nothing that others may not.
 ROLES = ("reader", "member", "admin")
-FOR_ADMINISTRATORS = {"listHosts", "getHost", "runCheck", "listTokens", "listAmqpUsers"}
+FOR_ADMINISTRATORS = {
+    *("listHosts", "getHost", "cordonHost", "uncordonHost", "fenceHost", "retireHost"),
+    *("runCheck", "listTokens", "listAmqpUsers"),
+}
 
 
 def least_role(route: Route) -> str:

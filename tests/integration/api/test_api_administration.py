@@ -6,51 +6,22 @@ What the conductor would do with each order is done by the conductor's own funct
 import hashlib
 import re
 import uuid
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
-import asyncpg
 import pytest
-from api_world import TINY, ScriptedConductor, Tenant, problem_of, verdict
+from api_world import TINY, ScriptedConductor, Tenant, problem_of
 from httpx2 import AsyncClient
 
 from leveret.api.tokens import PREFIX
-from leveret.conductor.administration import Order, carry_out
-from leveret.conductor.database import prepare
 from leveret.shared import ids
-from leveret.shared.bus import Delivery
 from leveret.shared.documents import AmqpUserView, NewTokenView, ProjectView, TokenView
 from leveret.shared.errors import Code
-from leveret.shared.messages import ADMINISTRATION, NewAmqpUser, NewToken, Verdict
-from leveret.stack.postgres import Postgres
+from leveret.shared.messages import NewAmqpUser, NewToken
 
 pytestmark = pytest.mark.integration
 
 QUOTA = {"vms": 3, "vcpus": None, "memory_mib": 4096, "disk_gib": None, "requests_per_s": 500, "request_burst": 5000}
-
-
-@pytest.fixture
-async def clerk(postgres: Postgres, api_dsn: str, conductor: ScriptedConductor) -> AsyncIterator[ScriptedConductor]:
-    """A conductor that carries out what administrators order, and nothing else."""
-    connection = await asyncpg.connect(postgres.dsn(database="api_tests"))
-    await prepare(connection)
-
-    async def carry(delivery: Delivery) -> Verdict | None:
-        body = delivery.decoded(among=ADMINISTRATION)
-        project, actor, name = (delivery.header(header) or "" for header in ("project", "actor", "request_id"))
-        async with connection.transaction():
-            return verdict(delivery, problem=await carry_out(connection, Order(project, actor, name, body)))
-
-    conductor.script = carry
-    yield conductor
-    await connection.close()
-
-
-@pytest.fixture
-async def admin(stranger: AsyncClient, tenant: Tenant) -> AsyncClient:
-    stranger.headers.update(tenant.headers("admin"))
-    return stranger
 
 
 @pytest.fixture

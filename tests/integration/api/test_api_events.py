@@ -13,9 +13,10 @@ import httpx2
 import psutil
 import pytest
 from api_process import Api, running_api
-from api_world import Proxy, Tenant, problem_of
+from api_world import Tenant, problem_of
 from httpx2 import AsyncClient
 from peers import eventually
+from proxy import Proxy
 from sse_reader import ACCEPT, Event, streaming
 
 from leveret.api.streams import PAGE

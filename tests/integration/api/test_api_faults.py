@@ -12,9 +12,10 @@ from urllib.parse import urlsplit
 import aio_pika
 import pytest
 from api_process import Api, running_api
-from api_world import TINY, Proxy, ScriptedConductor, Tenant, conducting, problem_of
+from api_world import TINY, ScriptedConductor, Tenant, conducting, problem_of
 from httpx2 import AsyncClient, Response
 from peers import eventually
+from proxy import Proxy
 
 from leveret.shared import topology
 from leveret.shared.errors import Code

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 async def feed(api_dsn: str) -> AsyncIterator[EventFeed]:
     database = Database(api_dsn, connections_max=2)
     await database.open()
-    feed = EventFeed(api_dsn, database)
+    feed = EventFeed(database)
     feed.start()
     await eventually(lambda: feed.is_listening)
     yield feed

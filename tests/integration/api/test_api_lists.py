@@ -13,9 +13,10 @@ import httpx2
 import psutil
 import pytest
 from api_process import Api, running_api
-from api_world import Proxy, Tenant
+from api_world import Tenant
 from httpx2 import AsyncClient
 from peers import eventually
+from proxy import Proxy
 
 from leveret.api.auth import KEEP_S
 from leveret.api.views import VmPage

@@ -277,8 +277,8 @@ async def test_hosts_are_shown_by_id_and_name(client: AsyncClient, tenant: Tenan
     for key in (host, name):
         view = HostView.model_validate_json((await client.get(f"/v1/hosts/{key}")).content)
         assert (view.id, view.name, view.zone, view.vms, view.vcpus_used) == (host, name, "z9", 2, 1)
-    problem_of(await client.get("/v1/hosts/nobody"), 404, Code.NOT_FOUND)
-    problem_of(await client.get("/v1/hosts/a%00b"), 404, Code.NOT_FOUND)
+    problem_of(await client.get("/v1/hosts/nobody"), 404, Code.HOST_NOT_FOUND)
+    problem_of(await client.get("/v1/hosts/a%00b"), 404, Code.HOST_NOT_FOUND)
 
 
 @pytest.mark.parametrize("role", ["member", "reader"])
@@ -403,7 +403,7 @@ def test_every_route_is_read_or_written_in_these_tests() -> None:
     tested = {
         "createVm", "createVmByKey", "updateVm", "deleteVm", "startVm", "stopVm", "rebootVm", "retryVm",
         "listVms", "getVm", "readConsole", "listVmEvents", "listEvents", "listProjectEvents", "whoami",
-        "listHosts", "getHost", "listImages", "runCheck",
+        "listHosts", "getHost", "cordonHost", "uncordonHost", "fenceHost", "retireHost", "listImages", "runCheck",
         "listProjects", "createProject", "getProject", "updateQuota", "deleteProject",
         "listTokens", "createToken", "revokeToken", "listAmqpUsers", "addAmqpUser", "removeAmqpUser",
         "getIndex", "getVersion", "getLive", "getReady", "getMetrics", "getOpenapi", "getDocs", "getErrorDocs",

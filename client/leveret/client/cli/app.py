@@ -22,6 +22,7 @@ from leveret.client.cli import (
     events,
     failing,
     guest,
+    host,
     hosts,
     look,
     naming,
@@ -122,6 +123,7 @@ SECTIONS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     },
     "The installation": {
         "hosts": hosts.hosts,
+        "host": host.app,
         "images": hosts.images,
         "db": db.app,
         "version": hosts.version,

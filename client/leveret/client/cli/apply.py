@@ -201,6 +201,7 @@ def _differences(spec: "CreateVm", vm: "VmView") -> tuple[tuple[str, str, str], 
         "disk_gib": (vm.disk_gib, spec.disk_gib),
         "network": (vm.network, spec.network),
         "image": (vm.image, image),
+        "on_host_failure": (vm.on_host_failure, spec.on_host_failure),
     }
     found = [
         (name, str(there), str(asked))

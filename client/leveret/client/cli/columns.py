@@ -1,5 +1,7 @@
 """The tables that people see, and the marks of states."""
 
+import sys
+import textwrap
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from leveret.client.cli.values import age
 if TYPE_CHECKING:
     from leveret.shared.documents import HostView, VmView
 
+_NOTE_CHARS = 44
 _STATE_STYLES = {
     "running": "green",
     "up": "green",
@@ -32,6 +35,8 @@ def state_style(text: str) -> str:
 
 def state_text(vm: "VmView") -> str:
     """The state, what is being done, and the other wish when it is not yet so."""
+    if vm.host_silent_since and vm.state != "error":
+        return f"{vm.state} (host silent)"
     if vm.step and vm.state in {"pending", "building", "running", "stopped", "deleting", "error"}:
         return f"{vm.state} ({vm.step.replace('_', ' ')})"
     if vm.problem and (vm.state == "error" or (vm.state == "stopped" and vm.desired == "running")):
@@ -47,8 +52,19 @@ def size_text(vm: "VmView") -> str:
     return f"{vm.vcpus} vCPU, {memory_text(vm.memory_mib)}, {vm.disk_gib}G disk"
 
 
+def host_state_text(host: "HostView") -> str:
+    """The state, and of a fenced host whether it could be let work again."""
+    if host.clean is None:
+        return host.state
+    return f"{host.state} ({'clean' if host.clean else 'not clean'})"
+
+
+def seconds_since(at: datetime) -> float:
+    return (datetime.now(UTC) - at).total_seconds()
+
+
 def age_text(at: datetime) -> str:
-    return age((datetime.now(UTC) - at).total_seconds())
+    return age(seconds_since(at))
 
 
 def local_time(at: datetime) -> str:
@@ -61,6 +77,16 @@ def _used(used: int, cap: int) -> str:
 
 def _used_memory(host: "HostView") -> str:
     return f"{host.memory_mib_used / 1024:.1f}/{host.memory_mib / 1024:.1f}G"
+
+
+def used_memory_text(host: "HostView") -> str:
+    return f"{host.memory_mib_used / 1024:.1f} of {host.memory_mib / 1024:.1f}G"
+
+
+def _note(host: "HostView") -> str:
+    """Why it is in its state. A proof may be long: on a terminal it is shortened, and `host show` has all of it."""
+    note = host.state_reason or ""
+    return textwrap.shorten(note, _NOTE_CHARS, placeholder="...") if sys.stdout.isatty() else note
 
 
 VM_COLUMNS = (
@@ -77,15 +103,15 @@ VM_COLUMNS = (
 
 HOST_COLUMNS = (
     Column("NAME", lambda host: host.name, style=lambda _: "bold"),
-    Column("STATE", lambda host: host.state, style=state_style),
-    Column("ZONE", lambda host: host.zone, rank=5),
-    Column("TYPE", lambda host: host.virt_type, rank=4),
+    Column("STATE", host_state_text, style=state_style),
+    Column("ZONE", lambda host: host.zone, rank=6),
+    Column("TYPE", lambda host: host.virt_type, rank=5),
     Column("VMS", lambda host: str(host.vms)),
-    Column("VCPUS", lambda host: _used(host.vcpus_used, host.vcpus), rank=1),
-    Column("MEMORY", _used_memory, rank=2),
-    Column("DISK", lambda host: f"{_used(host.disk_gib_used, host.disk_gib)}G", rank=3),
-    Column("HEARD", lambda host: f"{age_text(host.heartbeat_at)} ago", rank=6),
-    Column("NOTE", lambda host: host.state_reason or "", rank=7),
+    Column("VCPUS", lambda host: _used(host.vcpus_used, host.vcpus), rank=2),
+    Column("MEMORY", _used_memory, rank=3),
+    Column("DISK", lambda host: f"{_used(host.disk_gib_used, host.disk_gib)}G", rank=4),
+    Column("HEARD", lambda host: f"{age_text(host.heartbeat_at)} ago", rank=7),
+    Column("NOTE", _note, rank=1),
 )
 
 IMAGE_COLUMNS = (

@@ -39,6 +39,13 @@ class Strategy(StrEnum):
     PACK = "pack"
 
 
+class OnHostFailureChoice(StrEnum):
+    """`leveret.shared.documents.OnHostFailure`; a test compares them."""
+
+    NONE = "none"
+    RESTART = "restart"
+
+
 def create(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="A pleasant one is made if omitted.")] = None,
@@ -73,6 +80,13 @@ def create(
     ] = Strategy.SPREAD,
     network: Annotated[str, typer.Option(metavar="NAME")] = "default",
     stopped: Annotated[bool, typer.Option("--stopped", help="Build it, do not start it.")] = False,
+    on_host_failure: Annotated[
+        OnHostFailureChoice,
+        typer.Option(
+            metavar="none|restart",
+            help="When its host is declared to be off: wait for the host, or make it anew elsewhere, without its disk.",
+        ),
+    ] = OnHostFailureChoice.NONE,
     wait: Annotated[
         WaitChoice | None,
         typer.Option(
@@ -106,6 +120,7 @@ def create(
         },
         "network": network,
         "running": not stopped,
+        "on_host_failure": on_host_failure.value,
         **_user_data(user_data),
     }
     from leveret.client.cli.faults import checked

@@ -119,8 +119,11 @@ def _note(event: "EventView") -> str:
 
 
 def _administration_note(data: dict[str, Any]) -> str:
-    """Of an event about a project itself: what it concerns, and who did it."""
+    """Of an event about a project itself, or a host: what it concerns, and who did it."""
     about = [str(data[key]) for key in ("name", "user") if data.get(key)]
+    if data.get("host"):
+        why = data.get("proof") or data.get("reason")
+        about.append(f"{data['host']}: {why}" if why else str(data["host"]))
     if data.get("role"):
         about.append(f"as {data['role']}")
     if data.get("expires_at"):

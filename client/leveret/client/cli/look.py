@@ -118,7 +118,8 @@ def facts(vm: "VmView") -> list[tuple[str, str]]:
         ("image", vm.image),
         ("address", f"{vm.address} on network {vm.network}, {vm.mac}" if vm.address else ""),
         ("ssh", f"{vm.ssh.host}:{vm.ssh.port}" if vm.ssh else ""),
-        ("host", f"{vm.host} in zone {vm.zone}" if vm.host else ""),
+        ("host", f"{vm.host} in zone {vm.zone}{_silence(vm)}" if vm.host else ""),
+        ("if host fails", "made anew elsewhere, without its disk" if vm.on_host_failure == "restart" else ""),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(vm.labels.items()))),
         ("attempts", str(vm.attempts) if vm.attempts > 1 else ""),
         ("created", f"{vm.created_at.astimezone():%Y-%m-%d %H:%M:%S} ({age_text(vm.created_at)} ago)"),
@@ -203,7 +204,11 @@ def _explain(vm: "VmView", events: "list[EventView]") -> None:
     from leveret.client.cli.failing import problem_lines
 
     print(f"{paint(vm.name, 'bold')} is {paint(state_text(vm), state_style(vm.state))} and is wanted {vm.desired}.")
-    if vm.problem:
+    if vm.host_silent_since is not None and vm.state.value != StateChoice.ERROR:
+        print(f"\n{paint('why', 'bold')}")
+        for line in silence_lines(vm):
+            print(f"  {line}")
+    elif vm.problem:
         print(f"\n{paint('why', 'bold')}\n  {vm.problem.message} ({vm.problem.code})")
         for line in problem_lines(vm.problem):
             print(line)
@@ -218,6 +223,27 @@ def _explain(vm: "VmView", events: "list[EventView]") -> None:
     if len(events) > _EXPLAINED_EVENTS:
         print(f"  ... {len(events) - _EXPLAINED_EVENTS} before: leveret events {vm.name}")
     _print_newest(events)
+
+
+def _silence(vm: "VmView") -> str:
+    from leveret.client.cli.columns import age_text
+
+    since = vm.host_silent_since
+    return f", silent since {since.astimezone():%Y-%m-%d %H:%M:%S} ({age_text(since)} ago)" if since else ""
+
+
+def silence_lines(vm: "VmView") -> list[str]:
+    """What is known of a VM whose host is not heard of, and what can be done."""
+    if vm.on_host_failure == "restart":
+        then = "this VM is then made anew on another host, without what was on its disk."
+    else:
+        then = "this VM then waits for the host with its disk, and `leveret retry` makes it anew elsewhere."
+    return [
+        f"Host {vm.host} is{_silence(vm).removeprefix(',')}: the VM may run or not; this is how it was seen last.",
+        "Nothing on a silent host is touched. When it is heard of again, all goes on by itself.",
+        f'If it is certainly off, an administrator can say so: leveret host fence {vm.host} --proof "...";',
+        then,
+    ]
 
 
 def _print_newest(events: "list[EventView]") -> None:

@@ -231,8 +231,10 @@ def hosts(found: "tuple[HostView, ...]") -> Iterator[Finding]:
         if state != "up":
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             advice = {
-                "silent": "look at leveret-compute and its log there; nothing on it is touched until it is back.",
-                "cordoned": "`leveret hosts` says why nothing is placed on it.",
+                "silent": "look at leveret-compute and its log there; nothing on it is touched until it is back. One "
+                "that is certainly off can be fenced: `leveret host fence --help`.",
+                "cordoned": "`leveret hosts` says why nothing is placed on it; `leveret host uncordon` lets it work.",
+                "fenced": "`leveret host show` says what can be done.",
             }.get(state, "`leveret hosts` says more.")
             yield (warn if useful else fail)("hosts", f"{len(names)} {state}: {some}.", advice)
     full = [

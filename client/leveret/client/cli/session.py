@@ -97,13 +97,16 @@ class NobodyToAsk(typer.BadParameter):
         return self.message
 
 
+def somebody_can_be_asked(yes: bool) -> None:
+    """Raises the usage error of `confirm`, before anything else is done."""
+    if not yes and not sys.stdin.isatty():
+        raise NobodyToAsk("This asks before it goes on, and there is no terminal to ask on: give --yes.")
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask, unless told not to. Where nobody can be asked it is a usage error."""
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise NobodyToAsk("This asks before it goes on, and there is no terminal to ask on: give --yes.")
-    if not typer.confirm(question, err=True):
+    somebody_can_be_asked(yes)
+    if not yes and not typer.confirm(question, err=True):
         raise typer.Exit(1)
 
 
@@ -175,6 +178,8 @@ def complete_context(incomplete: str) -> list[str]:
 
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name or id.", autocompletion=complete_vm)]
 VmNames = Annotated[list[str], typer.Argument(metavar="VM", help="Names or ids.", autocompletion=complete_vm)]
+HostName = Annotated[str, typer.Argument(metavar="HOST", help="Name or id.", autocompletion=complete_host)]
+HostNames = Annotated[list[str], typer.Argument(metavar="HOST", help="Names or ids.", autocompletion=complete_host)]
 ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", autocompletion=complete_project)]
 AnyProject = Annotated[
     str | None,

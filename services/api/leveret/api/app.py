@@ -29,7 +29,7 @@ from leveret.api.service import Service
 from leveret.api.settings import ApiSettings
 from leveret.api.streams import Streams
 from leveret.api.waits import Waits
-from leveret.shared import logs
+from leveret.shared import fault_points, logs
 from leveret.shared.bus import Caller, Furniture, Link
 from leveret.shared.messages import explain
 
@@ -69,7 +69,7 @@ def compose(settings: ApiSettings) -> Service:
     version = metadata.version("leveret")
     metrics = Metrics(version)
     database = Database(settings.database_url, connections_max=settings.db_pool_max)
-    feed = EventFeed(settings.database_url, database)
+    feed = EventFeed(database)
     link = Link(settings.amqp_url, "leveret-api")
     event_log = EventLog(database)
     caller = Caller(settings.amqp_user)
@@ -166,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"LEVERET_{fault['field'].upper()}: {fault['message']}")
         return EXIT_USAGE
     logs.configure("api", level=settings.log_level, style=settings.log_format)
+    fault_points.arm(settings.faults)
     serve(settings)
     return 0
 

@@ -14,6 +14,7 @@ from asyncpg.pool import PoolConnectionProxy
 from pydantic_core import from_json, to_json
 
 from leveret.shared.errors import Code, LeveretError, fail
+from leveret.shared.primary import Primary
 
 log = structlog.get_logger()
 
@@ -94,14 +95,15 @@ class Database:
     """
 
     def __init__(self, url: str, *, connections_max: int) -> None:
-        self._url = url
+        self._primary = Primary(url)
+        self._primary.on_move = self._renew
         self._connections_max = connections_max
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
 
     async def open(self) -> None:
         """Make the pool. It connects at the first read, so Postgres may still be away."""
         self._pool = await asyncpg.create_pool(
-            self._url,
+            connect=self._primary.connect,
             min_size=0,
             max_size=self._connections_max,
             timeout=CONNECT_TIMEOUT_S,
@@ -110,6 +112,10 @@ class Database:
             init=_speak_json,
             reset=_keep_session,
         )
+
+    async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+        """A connection outside of the pool. Raises one of AWAY."""
+        return await self._primary.connect(timeout=CONNECT_TIMEOUT_S, server_settings=SESSION)
 
     async def close(self) -> None:
         if self._pool is not None:

@@ -70,6 +70,8 @@ MEANINGS: dict[Code, str] = {
     Code.PROJECT_NOT_FOUND: "There is no such project, or the token may not know of it.",
     Code.PROJECT_IN_USE: "The project still has VMs.",
     Code.TOKEN_NOT_FOUND: "The project has no token of this id.",
+    Code.HOST_NOT_FOUND: "No host has this id or name.",
+    Code.HOST_CONFLICT: "The host is in a state in which this cannot be done; or several hosts have this name.",
     Code.AMQP_USER_NOT_FOUND: "No broker user of this name speaks for the project.",
     Code.QUOTA_EXCEEDED: "The project would use more than its quota allows; `details` says of what.",
     Code.NO_CAPACITY: "No host can take the VM; `details` counts which constraint refused how many hosts.",
@@ -102,6 +104,8 @@ MEANINGS: dict[Code, str] = {
     Code.DOMAIN_MISSING: "The host has no such VM any more, though nobody asked Leveret to remove it.",
     Code.HOST_SILENT: "The VM's host does not answer.",
     Code.HOST_REBOOTED: "The VM's host was restarted.",
+    Code.HOST_FENCED: "An administrator declared, with proof, that the VM's host is off.",
+    Code.HOST_RETIRED: "An administrator gave the VM's host up for good.",
 }
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ VM: dict[str, Any] = {
     "attempts": 1,
     "created_at": AT,
     "updated_at": "2026-11-22T09:30:09Z",
+    "on_host_failure": "none",
+    "host_silent_since": None,
 }
 
 REQUEST: dict[str, Any] = {
@@ -76,7 +78,9 @@ HOST: dict[str, Any] = {
     "disk_gib": 1800,
     "disk_gib_used": 20,
     "vms": 1,
+    "vms_to_restart": 0,
     "heartbeat_at": AT,
+    "clean": None,
 }
 
 IMAGE: dict[str, Any] = {
@@ -157,6 +161,10 @@ DOCUMENTS: dict[str, Any] = {
     "RebootVm": {},
     "RetryVm": {},
     "UpdateVm": {"name": "k8s-worker-2", "labels": {"role": "db", "cluster": None}},
+    "CordonHost": {"reason": "its memory is to be replaced"},
+    "UncordonHost": {},
+    "FenceHost": {"proof": "power cut at the PDU, outlet 7, and its lights are out"},
+    "RetireHost": {},
     "CreateProject": {"quota": {"vms": 20, "vcpus": 80, "memory_mib": 163840}},
     "UpdateQuota": {"vms": 40, "disk_gib": None},
     "CreateToken": {"name": "ci", "role": "member", "expires_at": "2027-11-22T00:00:00Z"},
@@ -193,6 +201,7 @@ _TOLD: dict[Code, dict[str, Any]] = {
         "detail": "Project 'shop' may have 20 VMs.",
         "details": {"quota": {"vms": {"limit": 20, "used": 20, "wanted": 1}}},
     },
+    Code.HOST_CONFLICT: {"detail": "Host rack1-node3 is retired: it cannot be cordoned."},
     Code.UNAVAILABLE: {"detail": "The message broker cannot be reached."},
 }
 

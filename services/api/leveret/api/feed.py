@@ -11,11 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import asyncpg
 import structlog
 
 from leveret.api import queries
-from leveret.api.database import AWAY, CONNECT_TIMEOUT_S, SESSION, Database
+from leveret.api.database import AWAY, CONNECT_TIMEOUT_S, Database
 from leveret.shared.errors import LeveretError
 from leveret.shared.lifecycle import State
 from leveret.shared.loop import Loop
@@ -53,8 +52,7 @@ class Watch:
 
 
 class EventFeed:
-    def __init__(self, database_url: str, database: Database) -> None:
-        self._url = database_url
+    def __init__(self, database: Database) -> None:
         self._database = database
         self._watches: dict[str, set[Watch]] = {}
         self._seen: dict[str, int] = {}  # the newest event that was looked at, of projects with watches
@@ -164,7 +162,7 @@ class EventFeed:
             await asyncio.sleep(random.uniform(0.2, 1.0))
 
     async def _listen_once(self) -> None:
-        connection = await asyncpg.connect(self._url, timeout=CONNECT_TIMEOUT_S, server_settings=SESSION)
+        connection = await self._database.connect()
         ended = asyncio.Event()
         connection.add_termination_listener(lambda _connection: ended.set())
         try:

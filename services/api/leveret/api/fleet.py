@@ -1,4 +1,4 @@
-"""Hosts, images and consoles over REST."""
+"""Images and consoles over REST."""
 
 from uuid import UUID
 
@@ -6,7 +6,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from leveret.api import queries, views
-from leveret.api.auth import Administrator, Reader
+from leveret.api.auth import Reader
 from leveret.api.params import Nothing, Reading, VmId
 from leveret.api.problems import Refusal
 from leveret.api.service import Service, service_of
@@ -20,20 +20,6 @@ from leveret.shared.messages import ConsoleTail, ReadConsole
 
 CONSOLE_WAIT_S = 3.0
 TRUNCATED_HEADER = "Leveret-Truncated"
-
-
-async def list_hosts(request: Request, _identity: Administrator, _params: Nothing) -> Response:
-    rows = await service_of(request).database.rows(None, queries.LIST_HOSTS)
-    return _json(views.HostPage(items=tuple(views.host(row) for row in rows)))
-
-
-async def get_host(request: Request, host: str, _identity: Administrator, _params: Nothing) -> Response:
-    row = None
-    if "\x00" not in host:
-        row = await service_of(request).database.row(None, queries.GET_HOST, host)
-    if row is None:
-        raise fail(Code.NOT_FOUND, "No host has this id or name.", hint="List the hosts with `leveret hosts`.")
-    return _json(views.host(row))
 
 
 async def list_images(request: Request, _identity: Reader, _params: Nothing) -> Response:

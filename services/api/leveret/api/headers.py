@@ -10,7 +10,7 @@ from leveret.shared.errors import Code, LeveretError, fail
 KEY_MAX_CHARS = 255
 
 #: One strong ETag as a VM has it, or only the generation in it; or anything that is there.
-IF_MATCH_PATTERN = rf'^(\*|"{headers.IF_MATCH_PATTERN[1:-1]}")$'
+IF_MATCH_PATTERN = rf'^(\*|"{headers.IF_MATCH_PATTERN[1:-1]}({headers.SILENT_MARK})?")$'
 
 #: No project comes to have so many events that their number needs more digits; a browser may send an empty one.
 LAST_EVENT_ID_PATTERN = r"^[0-9]{0,18}$"
@@ -47,9 +47,10 @@ def if_match(request: Request) -> str | None:
     tag = ", ".join(given).strip()
     if not given or tag == "*":
         return None
-    if not (tag.startswith('"') and tag.endswith('"') and headers.is_if_match(tag[1:-1])):
+    revision = tag[1:-1].removesuffix(headers.SILENT_MARK)
+    if not (tag.startswith('"') and tag.endswith('"') and headers.is_if_match(revision)):
         raise invalid("If-Match", "give one ETag as it was told, in its quotes and without W/, or *")
-    return tag[1:-1]
+    return revision
 
 
 def refuse_if_match(request: Request) -> None:

@@ -11,6 +11,7 @@ from leveret.api import examples, problems
 from leveret.api.bodies import media_types
 from leveret.api.fleet import TRUNCATED_HEADER
 from leveret.api.headers import IF_MATCH_PATTERN, KEY_MAX_CHARS, LAST_EVENT_ID_PATTERN
+from leveret.api.hosts import says_something
 from leveret.api.routes import ROUTES, Route
 from leveret.api.vms import WAIT_HEADER
 from leveret.shared.errors import Code
@@ -132,7 +133,8 @@ def _complete(operation: dict[str, Any], route: Route, names: dict[Any, str], do
         operation["security"] = [{"token": []}]
     if route.takes is not None:
         operation["requestBody"] = {
-            "required": "/actions/" not in route.path and route.operation != "runCheck",
+            "required": says_something(route.takes)
+            or ("/actions/" not in route.path and route.operation != "runCheck"),
             "content": dict.fromkeys(media_types(route.takes), _shown(names[route.takes])),
         }
     named = (*(("X-Request-Id",) if route.method == "GET" else ("X-Request-Id.write", "traceparent")), *route.reads)

@@ -9,10 +9,14 @@ IDENTIFY = "SELECT id, project_id, role, name, revoked, expired FROM identify($1
 #: What its holder may know of a token.
 GET_OWN_TOKEN = "SELECT expires_at FROM tokens WHERE project_id = $1 AND id = $2"  # noqa: S105  (no secret)
 
+#: Only hosts that are up become `silent`; one that is cordoned or fenced is silent when nothing was heard for a while.
 _VM = """
 SELECT v.id, v.project_id AS project, v.name, v.state, v.step, v.desired, v.generation, v.observed_generation,
        v.vcpus, v.memory_mib, v.disk_gib, v.image, v.network, host(v.address) AS address, v.mac, v.ssh,
-       h.name AS host, h.zone, v.labels, v.guest_ready, v.problem, v.attempts, v.created_at, v.updated_at, v.host_id
+       h.name AS host, h.zone, v.labels, v.guest_ready, v.problem, v.attempts, v.created_at, v.updated_at, v.host_id,
+       coalesce(v.spec ->> 'on_host_failure', 'none') AS on_host_failure,
+       CASE WHEN h.state = 'silent' OR (h.state <> 'up' AND h.heartbeat_at < now() - interval '1 minute')
+            THEN h.heartbeat_at END AS host_silent_since
 FROM vms v LEFT JOIN hosts h ON h.id = v.host_id
 """
 
@@ -63,16 +67,19 @@ LAST_SEQ = "SELECT last_seq FROM projects WHERE id = $1"
 #: What the feed needs to know of new events in order to wake whom they concern.
 NEWS = "SELECT seq, vm_id, state FROM events WHERE project_id = $1 AND seq > $2 ORDER BY seq LIMIT $3"
 
+#: A fenced host is clean when its present worker has shown that nothing of what is over is left on it.
 _HOST = """
 SELECT h.id, h.name, h.zone, h.state, h.state_reason, h.labels, h.virt_type, h.vcpus, h.vcpus_used, h.memory_mib,
-       h.memory_mib_used, h.disk_gib, h.disk_gib_used, h.heartbeat_at, coalesce(c.vms, 0) AS vms
+       h.memory_mib_used, h.disk_gib, h.disk_gib_used, h.heartbeat_at, coalesce(c.vms, 0) AS vms,
+       coalesce(c.vms_to_restart, 0) AS vms_to_restart,
+       CASE WHEN h.state = 'fenced' THEN h.clean_epoch IS NOT DISTINCT FROM h.epoch END AS clean
 FROM hosts h LEFT JOIN vms_per_host() AS c ON c.host_id = h.id
 """
 
 LIST_HOSTS = f"{_HOST} ORDER BY h.name, h.id"
 
-#: By id or name. Names are not unique over time: the one that was heard of last is meant.
-GET_HOST = f"{_HOST} WHERE h.id::text = $1 OR h.name = $1 ORDER BY h.heartbeat_at DESC LIMIT 1"
+#: By id or name. Names are not unique: a machine that was set up anew has the name of the one that it was.
+FIND_HOSTS = f"{_HOST} WHERE h.id = $1 OR h.name = $2 ORDER BY h.heartbeat_at DESC, h.id"
 
 LIST_IMAGES = "SELECT name, url, sha256, format FROM images ORDER BY name"
 

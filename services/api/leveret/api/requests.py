@@ -1,5 +1,6 @@
 """Writing: every change is a request that is given to the broker; the conductor judges it."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TypeVar
@@ -130,14 +131,17 @@ class Requests:
     async def _publish(self, message_type: str, ask: Ask, wait_s: float) -> BaseModel | None:
         """What was answered, if anything was; it is queued in any case."""
         try:
-            return await self._caller.ask(
-                topology.REQUESTS.name,
-                message_type,
-                ask.document,
-                headers=ask.headers,
-                wait_s=wait_s,
-                publish_timeout_s=CONFIRM_TIMEOUT_S,
-            )
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S + wait_s + 0.5):
+                return await self._caller.ask(
+                    topology.REQUESTS.name,
+                    message_type,
+                    ask.document,
+                    headers=ask.headers,
+                    wait_s=wait_s,
+                    publish_timeout_s=CONFIRM_TIMEOUT_S,
+                )
+        except TimeoutError:
+            raise fail(Code.UNAVAILABLE, "The request is not known to be queued.", hint=ASK_AGAIN) from None
         except Unroutable:
             self._renew()
             raise

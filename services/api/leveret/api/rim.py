@@ -12,6 +12,7 @@ from leveret.api.metrics import Metrics
 from leveret.api.problems import answer
 from leveret.shared import ids
 from leveret.shared.errors import Code, Problem
+from leveret.shared.fault_points import take
 from leveret.shared.headers import is_request_id, trace_id_in
 
 log = structlog.get_logger()
@@ -49,7 +50,9 @@ class Rim:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 _protect(headers, is_private="authorization" in asked)
-            await send(message)
+                await take("api.answer", send, message)
+            else:
+                await send(message)
 
         self._in_flight += 1
         self._metrics.in_flight.set(self._in_flight)

@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI, params
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from leveret.api import amqp_users, checks, events, fleet, projects, sse, system, tokens, vms, whoami
+from leveret.api import amqp_users, checks, events, fleet, hosts, projects, sse, system, tokens, vms, whoami
 from leveret.api.auth import may_read
 from leveret.api.strictness import strictness
 from leveret.api.views import AmqpUserPage, EventPage, HostPage, ImagePage, ProjectPage, TokenPage, VmPage, WhoamiView
@@ -45,7 +45,8 @@ _CONSOLE = (
     Code.DOMAIN_MISSING,
 )
 _HOSTS = (*_LIST, Code.FORBIDDEN)
-_HOST = (*_HOSTS, Code.NOT_FOUND)
+_HOST = (*_HOSTS, Code.HOST_NOT_FOUND, Code.HOST_CONFLICT)
+_ORDER_HOST = (*_HOST, *_BODY, Code.PROJECT_NOT_FOUND)
 
 _GET_PROJECT = (*_LIST, Code.PROJECT_NOT_FOUND)
 _LOOK = (*_GET_PROJECT, Code.FORBIDDEN)
@@ -84,6 +85,8 @@ class Route:
 
 _VM = "/v1/vms/{vm_id}"
 _DO = f"{_VM}/actions"
+_HOST_PATH = "/v1/hosts/{host}"
+_DO_HOST = f"{_HOST_PATH}/actions"
 _PROJECT = "/v1/projects/{project}"
 _TOKENS = f"{_PROJECT}/tokens"
 _USERS = f"{_PROJECT}/amqp-users"
@@ -100,6 +103,7 @@ _act = partial(_change, problems=_ACT)
 _vms = partial(Route, tag="vms", problems=_GET)
 _events = partial(Route, tag="events", gives=EventPage, reads=("Last-Event-ID",), stream=sse.MEDIA_TYPE)
 _fleet = partial(Route, tag="fleet", problems=_HOSTS)
+_host = partial(Route, tag="fleet", gives=d.HostView, problems=_ORDER_HOST)
 _projects = partial(Route, tag="projects", problems=_GET_PROJECT)
 _admin = partial(Route, tag="projects", problems=_ORDER)
 _system = partial(Route, tag="system")
@@ -124,8 +128,16 @@ ROUTES: tuple[Route, ...] = (
     _events("GET", f"{_PROJECT}/events", events.list_project_events, "listProjectEvents", "Follow a project",
             problems=(*_FOLLOW, Code.PROJECT_NOT_FOUND)),
     _projects("GET", "/v1/whoami", whoami.whoami, "whoami", "Who holds this token", gives=WhoamiView, problems=_LIST),
-    _fleet("GET", "/v1/hosts", fleet.list_hosts, "listHosts", "List hosts", gives=HostPage),
-    _fleet("GET", "/v1/hosts/{host}", fleet.get_host, "getHost", "Show a host", gives=d.HostView, problems=_HOST),
+    _fleet("GET", "/v1/hosts", hosts.list_hosts, "listHosts", "List hosts", gives=HostPage),
+    _fleet("GET", _HOST_PATH, hosts.get_host, "getHost", "Show a host", gives=d.HostView, problems=_HOST),
+    _host("POST", f"{_DO_HOST}/cordon", hosts.action(d.CordonHost), "cordonHost", "Give it no new VMs",
+          takes=d.CordonHost),
+    _host("POST", f"{_DO_HOST}/uncordon", hosts.action(d.UncordonHost), "uncordonHost", "Let it take VMs again",
+          takes=d.UncordonHost),
+    _host("POST", f"{_DO_HOST}/fence", hosts.action(d.FenceHost), "fenceHost", "Declare that it is off, with proof",
+          takes=d.FenceHost),
+    _host("POST", f"{_DO_HOST}/retire", hosts.action(d.RetireHost), "retireHost", "Give it up for good",
+          takes=d.RetireHost),
     _fleet("GET", "/v1/images", fleet.list_images, "listImages", "List images", gives=ImagePage, problems=_LIST),
     _fleet("POST", "/v1/checks", checks.post_check, "runCheck", "Check every invariant", takes=RunCheck,
            gives=CheckReport, problems=(*_HOSTS, *_BODY), tells=("Cache-Control",)),

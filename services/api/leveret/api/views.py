@@ -18,6 +18,7 @@ from leveret.shared.documents import (
     VmView,
     revision_of,
 )
+from leveret.shared.headers import SILENT_MARK
 
 
 class VmPage(Document):
@@ -107,8 +108,9 @@ def image(row: asyncpg.Record) -> ImageView:
 
 
 def etag(view: VmView) -> str:
-    """A VM's document is another one when its wish (generation) or its row (updated_at) is."""
-    return f'"{revision_of(view.generation, view.updated_at)}"'
+    """A VM's document is another one when its wish (generation) or its row (updated_at) is, or its host is silent."""
+    mark = "" if view.host_silent_since is None else SILENT_MARK
+    return f'"{revision_of(view.generation, view.updated_at)}{mark}"'
 
 
 def project(row: asyncpg.Record) -> ProjectView:

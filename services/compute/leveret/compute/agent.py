@@ -20,6 +20,7 @@ from leveret.compute.readiness import Readiness
 from leveret.compute.reporter import Publish, Reporter
 from leveret.compute.status import Status
 from leveret.shared.errors import Code, LeveretError, Problem
+from leveret.shared.fault_points import fault_point
 from leveret.shared.lifecycle import Observed, Wanted
 from leveret.shared.messages import ConsoleTail, DesiredVm, HostInventory, ReadConsole, SeenDomain, digest_of
 
@@ -34,12 +35,17 @@ INVENTORY_MAX = 8000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much at once. `graves` is how many removed VMs are remembered, so that a late command cannot revive them."""
+    """How much at once. `graves` is how many removed VMs are remembered, so that a late command cannot revive them.
+
+    `step_s` is the time after which a step is taken to hang, `image_s` that of fetching an image.
+    """
 
     builds: int = 8
     fetches: int = 4
     consoles: int = 4
     graves: int = 1000
+    step_s: float = 60.0
+    image_s: float = 900.0
 
 
 class Agent:
@@ -62,6 +68,8 @@ class Agent:
         self.host_id = host_id
         self.epoch = epoch
         self.foreign = 0
+        #: Of all placements that were heard of or seen here.
+        self.newest_token = 0
         #: Why the hypervisor's inventory could not be had; None when it could.
         self.problem: Problem | None = None
         self._driver = driver
@@ -79,7 +87,13 @@ class Agent:
         self._relist_hurry = asyncio.Event()
         self._readiness = Readiness(driver.guest_ready, self._on_ready)
         self.reporter = Reporter(
-            host_id, epoch, publish, status_of=self._status_of, present=self._present, slots=report_slots
+            host_id,
+            epoch,
+            publish,
+            status_of=self._status_of,
+            present=self._present,
+            slots=report_slots,
+            limit_s=limits.step_s,
         )
         self._host = Host(
             name=name,
@@ -90,6 +104,8 @@ class Agent:
             metrics=metrics,
             changed=self._on_status,
             gone=self._on_gone,
+            step_limit_s=limits.step_s,
+            image_limit_s=limits.image_s,
         )
 
     # What comes in. None of these wait for the hypervisor, but for the console.
@@ -99,6 +115,7 @@ class Agent:
         if vm.host_epoch != self.epoch:
             self._metrics.commands.labels("other_epoch").inc()
             return
+        self.newest_token = max(self.newest_token, vm.token)
         if vm.vm_id not in self._keepers and self._is_late(vm):
             self.reporter.add(vm.vm_id, urgent=True)
             self._metrics.commands.labels("late").inc()
@@ -206,6 +223,7 @@ class Agent:
         """How many VMs there are, by what was last seen of them. May be called from another thread."""
         return Counter(keeper.status.observed.value for keeper in list(self._keepers.values()))
 
+    @fault_point("host.list")
     async def learn(self) -> None:
         """Ask the hypervisor for everything, and take in what was not known.
 
@@ -225,6 +243,7 @@ class Agent:
         for domain in inventory.domains:
             vm_id = domain.journal.vm_id
             listed.add(vm_id)
+            self.newest_token = max(self.newest_token, domain.journal.token)
             grave = self._graves.get(vm_id)
             if vm_id not in self._keepers and grave is not None and grave.changed > asked_at:
                 continue
@@ -312,10 +331,11 @@ class Agent:
                 self._relist_due = False
                 self._relist_hurry.clear()
                 try:
-                    await self.learn()
+                    async with asyncio.timeout(self._host.step_limit_s):
+                        await self.learn()
                     self.reporter.add_complete()
-                except LeveretError as error:
-                    log.warning("host.not_listed", host=self.name, why=str(error))
+                except (LeveretError, TimeoutError) as error:
+                    log.warning("host.not_listed", host=self.name, why=str(error) or "it hangs")
                     self._relist_due = True
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._relist_hurry.wait(), pause_s)

@@ -21,7 +21,7 @@ from leveret.compute.metrics import Metrics
 from leveret.compute.settings import ComputeSettings
 from leveret.compute.simulated import SimulatedDriver
 from leveret.compute.worker import Announcement, Outbound, Worker
-from leveret.shared import logs, topology
+from leveret.shared import fault_points, logs, topology
 from leveret.shared.bus import Envelope, Furniture, Link, Publisher, Unroutable
 from leveret.shared.errors import LeveretError
 from leveret.shared.lifecycle import Observed
@@ -81,7 +81,12 @@ class ComputeProcess:
             driver,
             Outbound(self._publish, self._post, self._reply),
             metrics=self._metrics,
-            limits=Limits(builds=settings.build_concurrency, fetches=settings.fetch_concurrency),
+            limits=Limits(
+                builds=settings.build_concurrency,
+                fetches=settings.fetch_concurrency,
+                step_s=settings.step_timeout_s,
+                image_s=settings.image_timeout_s + settings.step_timeout_s,
+            ),
             heartbeat_s=settings.heartbeat_s,
             report_slots=self._report_slots,
         )
@@ -136,6 +141,7 @@ def _real(settings: ComputeSettings, identity: Identity) -> Hosts:
             image_timeout_s=settings.image_timeout_s,
             disk_reserve_gib=settings.reserve_disk_gib,
             call_timeout_s=settings.call_timeout_s,
+            file_timeout_s=settings.file_timeout_s,
         )
     )
     registration = Registration(
@@ -226,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The `leveret-compute` command. Returns 1 when the host's identity or its pool cannot be had."""
     settings, simulate = read(arguments)
     logs.configure("compute", level=settings.log_level, style=settings.log_format)
+    fault_points.arm(settings.faults)
     # libvirt's events come through the loop that asyncio makes; uvloop is for thousands of simulated hosts.
     run: Callable[..., None] = uvloop.run if simulate else asyncio.run
     try:

@@ -11,6 +11,7 @@ import structlog
 from leveret.compute.agent import Agent
 from leveret.compute.driver import Driver
 from leveret.shared.errors import Code, LeveretError, Problem
+from leveret.shared.fault_points import fault_point
 from leveret.shared.loop import Loop
 from leveret.shared.messages import Capacity, Heartbeat
 
@@ -65,6 +66,7 @@ class Heart:
         post: Callable[[Heartbeat], Awaitable[None]],
         *,
         every_s: float,
+        limit_s: float = 60.0,
     ) -> None:
         self._registration = registration
         self._driver = driver
@@ -72,13 +74,14 @@ class Heart:
         self._post = post
         self._total = NOTHING
         self._asking: asyncio.Future[Capacity] | None = None
-        self.loop = Loop(f"heart:{registration.name}", self.beat, every_s=every_s)
+        self.loop = Loop(f"heart:{registration.name}", self.beat, every_s=every_s, limit_s=limit_s)
 
     async def stop(self) -> None:
         await self.loop.stop()
         if self._asking is not None:
             self._asking.cancel()
 
+    @fault_point("host.beat")
     async def beat(self) -> None:
         """Send one heartbeat."""
         problem = await self._ask_capacity() or self._agent.problem
@@ -95,6 +98,7 @@ class Heart:
                 placeable=who.share.of(self._total),
                 foreign=self._agent.foreign,
                 digest=self._agent.digest(),
+                newest_token=self._agent.newest_token,
                 version=who.version,
                 problem=problem,
             )

@@ -17,8 +17,9 @@ from leveret.shared.lifecycle import Step
 class Host:
     """`changed(status, urgent)` is called with every change worth a report, `gone` when nothing is left of a VM.
 
-    `builds` bounds the builds that make disks and domains at once. When `closing` is set, keepers finish the step they
-    are in and take no other.
+    `builds` bounds the builds that make disks and domains at once. A step that takes longer than `step_limit_s`
+    is taken to hang, the fetching of an image after `image_limit_s`. When `closing` is set, keepers finish the step
+    they are in and take no other.
     """
 
     name: str
@@ -29,8 +30,11 @@ class Host:
     metrics: Metrics
     changed: Callable[[Status, bool], None]
     gone: Callable[[UUID], None]
+    step_limit_s: float = 60.0
+    image_limit_s: float = 900.0
     closing: bool = False
     verbs: dict[Step, StepVerb] = field(init=False)
+    limits_s: dict[Step, float] = field(init=False)
 
     def __post_init__(self) -> None:
         driver = self.driver
@@ -41,3 +45,4 @@ class Host:
             Step.REMOVE: lambda vm: driver.remove(vm.vm_id),
             Step.CLEANUP: lambda vm: driver.remove(vm.vm_id),
         }
+        self.limits_s = dict.fromkeys(self.verbs, self.step_limit_s) | {Step.IMAGE: self.image_limit_s}

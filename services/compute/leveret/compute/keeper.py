@@ -10,11 +10,12 @@ import structlog
 
 from leveret.compute.breakable import Breakable, OutOfTime
 from leveret.compute.convergence import Plan, Rank, Then, is_pointless, observe, plan, rank
-from leveret.compute.driver import Domain
+from leveret.compute.driver import Domain, StepVerb
 from leveret.compute.host import Host
 from leveret.compute.status import Status
 from leveret.compute.trouble import TRANSIENT, crashed, missing, not_cleaned_up, out_of_time, placed
 from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.fault_points import take
 from leveret.shared.lifecycle import BUILD_STEPS, Observed, Step, Wanted
 from leveret.shared.messages import DesiredVm
 
@@ -275,7 +276,8 @@ class Keeper:
         self._tell(step, status.problem)
         if step not in BUILD_STEPS:
             self._host.readiness.forget(wish.vm_id)
-        await self._host.verbs[step](wish)
+        limit_s = self._host.limits_s[step] + (wish.grace_s if step is Step.STOP else 0)
+        await self._do(f"vm.{step}", self._host.verbs[step], wish, limit_s)
         seconds = loop.time() - began
         self._host.metrics.took(step, seconds)
         status.spent(step, seconds)
@@ -285,9 +287,20 @@ class Keeper:
 
     async def _mark(self, wish: DesiredVm) -> None:
         self._check(wish)
-        await self._host.driver.mark(wish)
+        await self._do("vm.mark", self._host.driver.mark, wish, self._host.step_limit_s)
         if self.status.token == wish.token:
             self._had_run = True
+
+    async def _do(self, point: str, verb: StepVerb, wish: DesiredVm, limit_s: float) -> None:
+        """Have the hypervisor do something. Raises LeveretError `hypervisor_timeout` when that seems to hang."""
+        limit = asyncio.timeout(limit_s)
+        try:
+            async with limit:
+                await take(point, verb, wish)
+        except TimeoutError:
+            if limit.expired():
+                raise fail(Code.HYPERVISOR_TIMEOUT, f"It was not done within {limit_s:g} s.") from None
+            raise
 
     async def _within(self, wish: DesiredVm, work: Awaitable[object], *, until: float | None) -> None:
         """Await what a newer wish may break off. Raises OutOfTime when `until` has come."""

@@ -9,6 +9,7 @@ import structlog
 
 from leveret.compute.status import Status
 from leveret.shared.errors import LeveretError
+from leveret.shared.fault_points import take
 from leveret.shared.messages import HostReport
 
 log = structlog.get_logger()
@@ -38,6 +39,7 @@ class Reporter:
         status_of: Callable[[UUID], Status | None],
         present: Callable[[], Iterable[Status]],
         slots: asyncio.Semaphore | None = None,
+        limit_s: float = 60.0,
     ) -> None:
         """`slots` bounds the reports of all hosts of a process that are under way: a slow broker then makes reports
         larger instead of letting them time out in a queue, and come twice.
@@ -47,6 +49,7 @@ class Reporter:
         self._publish = publish
         self._status_of = status_of
         self._present = present
+        self._limit_s = limit_s
         self._slots = slots or asyncio.Semaphore(1)
         self._seq = 0
         self._dirty: dict[UUID, None] = {}
@@ -97,7 +100,7 @@ class Reporter:
             return
         report = self._written(statuses, complete)
         try:
-            await self._publish(report)
+            await take("host.report", self._publish, report)
         except BaseException:
             self._complete |= complete
             self._dirty.update((vm.vm_id, None) for vm in report.vms)
@@ -142,13 +145,13 @@ class Reporter:
             while self._complete or (self._urgent and self._dirty):
                 self._urgent = self._complete or len(self._dirty) > BATCH_MAX
                 try:
-                    async with self._slots:
+                    async with self._slots, asyncio.timeout(self._limit_s):
                         await self.flush_once()
                     pause_s = PAUSE_MIN_S
                     continue
-                except LeveretError as error:
+                except (LeveretError, TimeoutError) as error:
                     if pause_s == PAUSE_MIN_S:  # an outage is told once
-                        log.warning("report.not_sent", host_id=str(self._host_id), why=str(error))
+                        log.warning("report.not_sent", host_id=str(self._host_id), why=str(error) or "it hangs")
                 except Exception:  # the rim
                     log.exception("report.failed", host_id=str(self._host_id))
                 self._urgent = True

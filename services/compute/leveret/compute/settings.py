@@ -54,6 +54,7 @@ class ComputeSettings(ServiceSettings):
     image_max_bytes: int = Field(default=64 * 1024**3, gt=0, description="The largest image that is fetched.")
     image_timeout_s: float = Field(default=900.0, gt=0, description="Time for fetching an image.")
     call_timeout_s: float = Field(default=30.0, gt=0, description="Time for one call to the hypervisor.")
+    file_timeout_s: float = Field(default=30.0, gt=0, description="Time for one call to the pool's file system.")
 
     simulate_vcpus: int = Field(default=64, ge=1, description="CPUs of each simulated host.")
     simulate_memory_mib: int = Field(default=262_144, ge=1, description="Memory of each simulated host.")

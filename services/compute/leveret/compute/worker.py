@@ -59,13 +59,14 @@ class Worker:
             limits=limits,
             report_slots=report_slots,
         )
-        self._heart = Heart(registration, driver, self.agent, outbound.post, every_s=heartbeat_s)
+        self._heart = Heart(registration, driver, self.agent, outbound.post, every_s=heartbeat_s, limit_s=limits.step_s)
+        self._limit_s = limits.step_s
         self._commands = Commands(self.agent, outbound.reply)
         self._consumer: Consumer | None = None
 
     def consume(self, link: Link, morgue: Publisher) -> None:
         """Take commands from this link, whenever it is up."""
-        self._consumer = Consumer(link, self.queue, self._commands.handle, morgue)
+        self._consumer = Consumer(link, self.queue, self._commands.handle, morgue, limit_s=self._limit_s)
 
     @property
     def is_ready(self) -> bool:
@@ -75,9 +76,10 @@ class Worker:
         """Reach the hypervisor, or begin trying to; then take commands and beat."""
         await self.driver.open(self.agent.on_change)
         try:
-            await self.agent.learn()  # so that the first heartbeat has the right digest
-        except LeveretError as error:
-            log.warning("host.not_listed", host=self.agent.name, why=str(error))
+            async with asyncio.timeout(self._limit_s):
+                await self.agent.learn()  # so that the first heartbeat has the right digest
+        except (LeveretError, TimeoutError) as error:
+            log.warning("host.not_listed", host=self.agent.name, why=str(error) or "it hangs")
         if self._consumer is not None:
             self._consumer.start()
         self._heart.loop.start()

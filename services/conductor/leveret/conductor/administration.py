@@ -1,40 +1,32 @@
-"""Administration: what becomes of projects, tokens and broker users. A gateway asks on an administrator's behalf.
+"""Administration: what becomes of projects, tokens, broker users and hosts. A gateway asks for an administrator.
 
 Each order is one transaction with the facts it logs and the answer it gets; coming again, it gets that answer again.
 """
 
-import hashlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+from leveret.conductor import host_orders
 from leveret.conductor.database import Connection
+from leveret.conductor.order import Order
 from leveret.conductor.rows import Fact
 from leveret.conductor.store import events, orders, projects
 from leveret.conductor.store.projects import RATES, RESOURCES, AmqpUser, Token
 from leveret.shared.documents import CreateProject, DeleteProject, UpdateQuota
 from leveret.shared.errors import Code, LeveretError, Problem, fail
-from leveret.shared.messages import EndAmqpUser, EndToken, NewAmqpUser, NewToken, TokensUsed
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One thing to do in a project. `by` is who wants it, `request_id` names the request in the log."""
-
-    project: str
-    by: str
-    request_id: str
-    body: BaseModel
-
-    @property
-    def digest(self) -> bytes:
-        """What is asked for, whoever asks."""
-        return hashlib.sha256(f"{type(self.body).__name__} {self.body.model_dump_json()}".encode()).digest()
-
-    def fact(self, kind: str, **data: Any) -> Fact:
-        return Fact(self.project, kind, {**data, "by": self.by, "request_id": self.request_id})
+from leveret.shared.messages import (
+    Cordon,
+    EndAmqpUser,
+    EndToken,
+    Fence,
+    NewAmqpUser,
+    NewToken,
+    Retire,
+    TokensUsed,
+    Uncordon,
+)
 
 
 async def carry_out(connection: Connection, order: Order) -> Problem | None:
@@ -199,4 +191,8 @@ HANDLERS: dict[type[BaseModel], Callable[[Connection, Order, Any], Awaitable[lis
     TokensUsed: _note_use,
     NewAmqpUser: _add_amqp_user,
     EndAmqpUser: _remove_amqp_user,
+    Cordon: host_orders.cordon,
+    Uncordon: host_orders.uncordon,
+    Fence: host_orders.fence,
+    Retire: host_orders.retire,
 }

@@ -19,6 +19,7 @@ from leveret.conductor.checking import CheckDesk, Checker
 from leveret.conductor.database import Pool, open_pool
 from leveret.conductor.decisions import Limits
 from leveret.conductor.dispatch import Answers
+from leveret.conductor.hearing import Hearing
 from leveret.conductor.heartbeats import HeartbeatHandler
 from leveret.conductor.identities import Identities
 from leveret.conductor.intake import Intake
@@ -28,7 +29,7 @@ from leveret.conductor.reports import ReportHandler
 from leveret.conductor.requests import RequestHandler
 from leveret.conductor.settings import ConductorSettings
 from leveret.conductor.sweeper import Sweeper
-from leveret.shared import logs, topology
+from leveret.shared import fault_points, logs, topology
 from leveret.shared.bus import Answerer, Caller, Consumer, Furniture, Link, Paused, Publisher
 from leveret.shared.loop import Loop
 
@@ -41,7 +42,7 @@ class Conductor:
     def __init__(self, settings: ConductorSettings, pool: Pool, rng: random.Random | None = None) -> None:
         self.settings = settings
         self.pool = pool
-        limits = limits_of(settings)
+        limits, limit_s = limits_of(settings), settings.step_timeout_s
         self.publisher = Publisher(settings.amqp_user)
         self.publishing = Link(settings.amqp_url, "conductor-publish")
         self.publishing.add(Furniture())
@@ -52,7 +53,7 @@ class Conductor:
         self.answerer = Answerer(self.answering, settings.amqp_user)
 
         self.relay = Relay(pool, self.publisher)
-        furnisher = Loop("furnisher", _quiet(self.relay.furnish_once), every_s=5)
+        furnisher = Loop("furnisher", _quiet(self.relay.furnish_once), every_s=5, limit_s=limit_s)
         self.publishing.add(Waking(furnisher))
         self.sweeper = Sweeper(
             pool,
@@ -61,16 +62,16 @@ class Conductor:
             resend=timedelta(seconds=settings.resend_s),
             lease=timedelta(seconds=settings.lease_s),
             keep_deleted_days=settings.keep_deleted_days,
-            attentive_s=lambda: min(consumer.attentive_s for consumer in self.consumers),
+            attentive_s=lambda: self.hearing.attentive_s,
             rng=rng,
         )
-        relay_loop = Loop("relay", _quiet(self.relay.relay_once), every_s=0.5)
-        sweep_loop = Loop("sweeper", _quiet(self.sweeper.sweep_once), every_s=settings.sweep_s)
+        relay_loop = Loop("relay", _quiet(self.relay.relay_once), every_s=0.5, limit_s=limit_s)
+        sweep_loop = Loop("sweeper", _quiet(self.sweeper.sweep_once), every_s=settings.sweep_s, limit_s=limit_s)
         self.loops = [
             relay_loop,
             sweep_loop,
             furnisher,
-            Loop("forgetter", _quiet(self.sweeper.forget_once), every_s=3600),
+            Loop("forgetter", _quiet(self.sweeper.forget_once), every_s=3600, limit_s=10 * limit_s),
         ]
 
         self.checker = self._checker()
@@ -96,25 +97,16 @@ class Conductor:
         )
         heartbeats = HeartbeatHandler(pool, self.publisher)
         self.consumers = [
-            Consumer(
-                self.consuming,
-                topology.REQUESTS_QUEUE,
-                requests.handle,
-                self.publisher,
-                batch_max=settings.request_batch_max,
-                lament=requests.lament,
-            ),
-            Consumer(
-                self.consuming, topology.REPORTS_QUEUE, reports.handle, self.publisher, batch_max=settings.batch_max
-            ),
-            Consumer(
-                self.consuming,
-                topology.HEARTBEATS_QUEUE,
-                heartbeats.handle,
-                self.publisher,
-                batch_max=settings.batch_max,
-            ),
+            Consumer(self.consuming, queue, handle, self.publisher, batch_max=batch_max, lament=lament, limit_s=limit_s)
+            for queue, handle, batch_max, lament in (
+                (topology.REQUESTS_QUEUE, requests.handle, settings.request_batch_max, requests.lament),
+                (topology.REPORTS_QUEUE, reports.handle, settings.batch_max, None),
+                (topology.HEARTBEATS_QUEUE, heartbeats.handle, settings.batch_max, None),
+            )
         ]
+
+        self.hearing = Hearing(self.consumers, settings.lease_s / 2)
+        self.loops.append(Loop("hearing", self.hearing.listen_once, every_s=min(1.0, settings.lease_s / 8)))
 
     def _checker(self) -> Checker:
         """The checker with its own link: what it looks for may not be there, which ends channels."""
@@ -200,6 +192,7 @@ def main() -> None:
     parser.parse_args()
     settings = ConductorSettings()
     logs.configure("conductor", level=settings.log_level, style=settings.log_format)
+    fault_points.arm(settings.faults)
     if settings.metrics_port:
         start_http_server(settings.metrics_port, addr="127.0.0.1")
     uvloop.run(run(settings))

@@ -13,6 +13,7 @@ from leveret.shared import topology
 from leveret.shared.bus import Answerer, Delivery, Envelope, Publisher
 from leveret.shared.bus.publishing import DIRECT_REPLY
 from leveret.shared.checks import CheckReport
+from leveret.shared.fault_points import fault_point
 from leveret.shared.lifecycle import Desired, State, Step, Wanted
 from leveret.shared.messages import DesiredVm, Image, ListVms, Nic, Verdict
 
@@ -121,6 +122,7 @@ class Answers:
         self._answerer = answerer
         self._gateways = frozenset(gateways)
 
+    @fault_point("requests.answer")
     async def give(self, delivery: Delivery, verdict: Verdict | CheckReport) -> None:
         """Reply, if a direct reply was asked for. It may be lost: the row is the truth."""
         if not is_answerable(delivery) or not delivery.reply_to:

@@ -8,9 +8,9 @@ from uuid import UUID
 import structlog
 
 from leveret.conductor import dispatch
-from leveret.conductor.administration import Order
 from leveret.conductor.database import Pool, statement
 from leveret.conductor.identities import Identities, Sender
+from leveret.conductor.order import Order
 from leveret.conductor.request import Request, read
 from leveret.conductor.rows import Fact, told
 from leveret.conductor.store import projects
@@ -18,6 +18,7 @@ from leveret.conductor.store.refusals import Rejection
 from leveret.shared.bus import DONE, Delivery, Outcome, Reject
 from leveret.shared.documents import CreateVm
 from leveret.shared.errors import Code, LeveretError, Problem
+from leveret.shared.fault_points import fault_point
 from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
 
 log = structlog.get_logger()
@@ -97,6 +98,7 @@ class Intake:
         [sender] = await self._identities.of([delivery])
         return Refusal(delivery, problem, sender if isinstance(sender, Sender) else None)
 
+    @fault_point("requests.draw")
     async def _draw(self, batch: Sequence[Delivery], senders: Sequence[Sender | LeveretError]) -> "_Allowance":
         """Draw what this batch asks for on every project's allowance, which all conductors share."""
         counted = Counter(

@@ -1,6 +1,8 @@
 """Migrations: numbered plain SQL, each in its own transaction, checksummed, one runner at a time."""
 
+import asyncio
 import hashlib
+import random
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -8,9 +10,25 @@ from importlib import resources
 import asyncpg
 
 from leveret.shared.errors import Code, fail
+from leveret.shared.primary import Primary
 
 #: Arbitrary, and the same for every runner on a database.
 LOCK = 0x6C657665726574
+
+#: A runner whose machine is gone holds the lock until Postgres finds out.
+SESSION = {
+    "application_name": "leveret-migrate",
+    "idle_in_transaction_session_timeout": "60s",
+    "idle_session_timeout": "60s",
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+}
+
+CLOSE_TIMEOUT_S = 5.0
+#: For a table to be free. Whoever waits for one makes everybody wait who comes after: the services that run meanwhile.
+TABLE_TIMEOUT_S = 2
+_IN_THE_WAY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -58,7 +76,7 @@ async def migrate(dsn: str) -> list[str]:
     Killed half-way, it goes on from the last whole migration. Raises LeveretError when an applied migration is not
     the shipped one any more.
     """
-    connection = await asyncpg.connect(dsn)
+    connection = await Primary(dsn).connect(server_settings=SESSION)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", LOCK)
         await connection.execute(_TABLE)
@@ -69,7 +87,19 @@ async def migrate(dsn: str) -> list[str]:
             if migration.number in applied:
                 _check(migration, applied[migration.number])
                 continue
+            await _apply(connection, migration)
+            done.append(f"{migration.number:04d}_{migration.name}")
+        return done
+    finally:
+        await connection.close(timeout=CLOSE_TIMEOUT_S)
+
+
+async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> None:
+    """Again and again, until it meets nobody's transaction that holds what it changes, or waits for it in turn."""
+    while True:
+        try:
             async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{TABLE_TIMEOUT_S}s'")
                 await connection.execute(migration.sql)
                 await connection.execute(
                     "INSERT INTO schema_migrations (number, name, checksum) VALUES ($1, $2, $3)",
@@ -77,15 +107,14 @@ async def migrate(dsn: str) -> list[str]:
                     migration.name,
                     migration.checksum,
                 )
-            done.append(f"{migration.number:04d}_{migration.name}")
-        return done
-    finally:
-        await connection.close()
+            return
+        except _IN_THE_WAY:
+            await asyncio.sleep(random.uniform(0.5, 1.5))
 
 
 async def status(dsn: str) -> list[Applied]:
     """Every shipped migration, applied or not."""
-    connection = await asyncpg.connect(dsn)
+    connection = await Primary(dsn).connect()
     try:
         there = await connection.fetchval("SELECT to_regclass('schema_migrations') IS NOT NULL")
         rows = await connection.fetch("SELECT number, applied_at FROM schema_migrations") if there else []

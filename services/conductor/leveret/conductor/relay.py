@@ -13,6 +13,7 @@ from leveret.conductor.store import events, projects
 from leveret.shared import topology
 from leveret.shared.bus import Publisher, Refused
 from leveret.shared.errors import LeveretError
+from leveret.shared.fault_points import fault_point
 from leveret.shared.loop import Loop
 from leveret.shared.messages import CloudEvent
 
@@ -28,6 +29,7 @@ class Relay:
         self._pool = pool
         self._publisher = publisher
 
+    @fault_point("relay.furnish")
     async def furnish_once(self) -> None:
         """Have an exchange for every project before its first event, so that its clients can bind to it."""
         async with statement(self._pool) as connection:
@@ -52,6 +54,7 @@ class Relay:
             published += batch
         return published
 
+    @fault_point("relay.number")
     async def _number(self) -> int:
         async with transaction(self._pool) as connection:
             return await events.number(connection, BATCH)
@@ -66,12 +69,17 @@ class Relay:
             by_project.setdefault(row["project_id"], []).append(row)
         ends = await asyncio.gather(*(self._publish_project(project, own) for project, own in by_project.items()))
         newest = {project: seq for project, seq in zip(by_project, ends, strict=True) if seq is not None}
-        async with transaction(self._pool) as connection:
-            await events.mark_published(connection, newest)
+        await self._mark(newest)
         done: int = sum(row["seq"] <= newest.get(row["project_id"], 0) for row in rows)
         metrics.EVENTS_PUBLISHED.inc(done)
         return done
 
+    @fault_point("relay.mark")
+    async def _mark(self, newest: dict[str, int]) -> None:
+        async with transaction(self._pool) as connection:
+            await events.mark_published(connection, newest)
+
+    @fault_point("relay.publish")
     async def _publish_project(self, project: str, rows: Sequence[Row]) -> int | None:
         """The number up to which the broker has this project's events, if it has any of these.
 

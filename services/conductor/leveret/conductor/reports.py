@@ -1,23 +1,35 @@
 """Reports: what hosts see, applied to the rows of the VMs that are placed there."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import structlog
 
 from leveret.conductor import dispatch, metrics
 from leveret.conductor.database import Pool, transaction
-from leveret.conductor.decisions import HOST_FAULTS, Limits, on_report
+from leveret.conductor.decisions import HOST_FAULTS, Limits, is_waiting_for_its_host, on_report
 from leveret.conductor.dispatch import Command
 from leveret.conductor.rows import Change, Vm
 from leveret.conductor.store import hosts, projects, vms
+from leveret.conductor.store.hosts import Fenced
 from leveret.shared.bus import DONE, Delivery, Outcome, Publisher, Reject
 from leveret.shared.errors import LeveretError
+from leveret.shared.fault_points import fault_point, take
 from leveret.shared.lifecycle import Observed, State
 from leveret.shared.loop import Loop
 from leveret.shared.messages import HostReport, VmReport
 
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """What became of some reports: changed VMs, what hosts are to be told, and the names of cordoned hosts."""
+
+    changes: list[Change]
+    commands: list[Command]
+    cordoned: list[str]
 
 
 class ReportHandler:
@@ -49,24 +61,42 @@ class ReportHandler:
         return outcomes
 
     async def _apply(self, reports: Sequence[HostReport]) -> None:
+        applied = await self._commit(reports)
+        if applied.commands:
+            await take("reports.send", dispatch.send, self._publisher, applied.commands)
+        for name in applied.cordoned:
+            log.warning("host.cordoned", host=name, reason="builds failed in a row")
+        if any(change.after.state is State.PENDING for change in applied.changes):
+            self._placer.wake()
+        self._relay.wake()
+
+    @fault_point("reports.apply")
+    async def _commit(self, reports: Sequence[HostReport]) -> _Applied:
         newest, lists = _newest(reports), _newest_lists(reports)
         async with transaction(self._pool) as connection:
             now = await vms.database_now(connection)
             listed = await vms.placed_on(connection, list(lists))
             rows = await vms.lock(connection, {vm_id for _, vm_id, _ in newest} | listed)
+            fenced = await hosts.fenced(connection, {report.host_id for report in reports})
+            strays: set[UUID] = set()
             changes: list[Change] = []
             commands: list[Command] = []
             for (host_id, vm_id, _), (report, epoch) in newest.items():
-                vm = rows.get(vm_id)
+                row = rows.get(vm_id)
+                vm = row if row is None or host_id in fenced else _caught_up(row, host_id, report)
                 if vm is None or vm.host_id != host_id or vm.token != report.token:
-                    commands += _answer_stale(vm, host_id, report, epoch)
+                    answer = _answer_stale(vm, host_id, report, epoch, is_fenced=host_id in fenced)
+                    strays |= {host_id} if answer else set()
+                    commands += answer
+                    continue
+                if host_id in fenced and _is_from_before(fenced[host_id], vm, epoch):
                     continue
                 change = on_report(vm, report, epoch, now, self._limits)
                 metrics.REPORTS.labels(outcome="applied" if change else "old").inc()
                 if change:
-                    changes.append(change)
+                    changes.append(replace(change, before=row))
                     rows[vm_id] = change.after
-            missing, retold = _compare(lists.values(), rows, {change.after.id for change in changes})
+            missing, retold = _compare(_present(lists, fenced), rows, {change.after.id for change in changes})
             for vm, report, epoch in missing:
                 change = on_report(vm, report, epoch, now, self._limits)
                 if change:
@@ -74,20 +104,24 @@ class ReportHandler:
             failed, built = _builds(changes)
             # In one order, before anything else takes some of them: see store.vms.
             await projects.lock_rooms(connection, {c.after.project_id for c in changes if projects.frees_quota(c)})
-            await hosts.lock(connection, {*failed, *(c.before.host_id for c in changes if c.before and c.gives_up)})
+            given_up = (c.before.host_id for c in changes if c.before and c.gives_up)
+            await hosts.lock(connection, {*failed, *given_up}, if_failing=built)
             await hosts.learn_epochs(connection, {host_id: report.epoch for host_id, report in lists.items()})
+            await hosts.mark_clean(connection, {id_: lists[id_].epoch for id_ in lists.keys() & fenced.keys() - strays})
             await vms.record(connection, changes)
             cordoned = await hosts.count_builds(connection, failed, built, cordon_after=self._cordon_after)
             told = {c.after.id for c in changes if c.after.sent_at is None and c.after.is_lagging} | retold
             if told:
                 commands += await dispatch.commands_for(connection, told)
                 await vms.mark_sent(connection, list(told))
-        await dispatch.send(self._publisher, commands)
-        for name in cordoned:
-            log.warning("host.cordoned", host=name, reason="builds failed in a row")
-        if any(change.after.state is State.PENDING for change in changes):
-            self._placer.wake()
-        self._relay.wake()
+        return _Applied(changes, commands, cordoned)
+
+
+def _caught_up(vm: Vm, host_id: UUID, report: VmReport) -> Vm:
+    """The row under the token that its own host has by now: an older copy of the database was restored."""
+    if vm.host_id != host_id or vm.token is None or report.token <= vm.token:
+        return vm
+    return replace(vm, token=report.token, report_epoch=0, report_seq=0)
 
 
 def _compare(
@@ -103,9 +137,23 @@ def _compare(
                 continue
             if vm.is_lagging:
                 retold.add(vm.id)
-            elif vm.id not in listed and vm.id not in changed and vm.state in {State.RUNNING, State.STOPPED}:
+            elif vm.id not in listed and vm.id not in changed and _should_be_there(vm):
                 missing.append((vm, _absent(vm, report), report.epoch))
     return missing, retold
+
+
+def _should_be_there(vm: Vm) -> bool:
+    return vm.state in {State.RUNNING, State.STOPPED} or is_waiting_for_its_host(vm)
+
+
+def _present(lists: Mapping[UUID, HostReport], fenced: Mapping[UUID, Fenced]) -> list[HostReport]:
+    """Those of the lists that are no old news of a host that was declared off since."""
+    return [one for id_, one in lists.items() if id_ not in fenced or one.epoch > fenced[id_].fenced_epoch]
+
+
+def _is_from_before(host: Fenced, vm: Vm, epoch: int) -> bool:
+    """Whether this is the old news of a host that was declared off since; the VM waits for newer."""
+    return is_waiting_for_its_host(vm) and epoch <= host.fenced_epoch
 
 
 def _newest_lists(reports: Sequence[HostReport]) -> dict[UUID, HostReport]:
@@ -146,15 +194,19 @@ def _absent(vm: Vm, report: HostReport) -> VmReport:
     )
 
 
-def _answer_stale(vm: Vm | None, host_id: UUID, report: VmReport, epoch: int) -> list[Command]:
-    """A report under a fence that is not the row's. Only what is proven to be over is removed (law 3)."""
+def _answer_stale(vm: Vm | None, host_id: UUID, report: VmReport, epoch: int, *, is_fenced: bool) -> list[Command]:
+    """A report under a fence that is not the row's. Only what is proven to be over is removed (law 3).
+
+    On a fenced host that is whatever is not placed there any more, wherever it may be placed next.
+    """
     metrics.REPORTS.labels(outcome="stale").inc()
     if report.observed is Observed.ABSENT:
         return []
     if vm is None:
         log.warning("vm.unknown", vm_id=str(report.vm_id), host_id=str(host_id), note="left alone")
         return []
-    if vm.state is State.DELETED or (vm.token is not None and vm.token > report.token):
+    is_over = vm.token is None and is_fenced
+    if vm.state is State.DELETED or is_over or (vm.token is not None and vm.token > report.token):
         log.warning("vm.remnant", vm_id=str(vm.id), host_id=str(host_id), token=report.token)
         return [Command(host_id, dispatch.absent(vm, epoch, report.token))]
     return []

@@ -9,9 +9,9 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from leveret.conductor.administration import Order
 from leveret.conductor.dispatch import is_answerable
 from leveret.conductor.identities import Sender
+from leveret.conductor.order import Order
 from leveret.conductor.rows import Change, Fact, Vm, told
 from leveret.shared.bus import Delivery
 from leveret.shared.bus.publishing import DIRECT_REPLY

@@ -5,7 +5,8 @@ finds its rows: the same answer is given, and nothing is done twice.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import cast
@@ -14,21 +15,22 @@ from uuid import UUID
 import structlog
 
 from leveret.conductor import administration, dispatch, metrics
-from leveret.conductor.administration import Order
 from leveret.conductor.checking import CheckDesk
 from leveret.conductor.creating import create
 from leveret.conductor.database import Connection, Pool, transaction
 from leveret.conductor.decisions import Limits, Verb, is_known, on_request, remember
-from leveret.conductor.dispatch import Answers
+from leveret.conductor.dispatch import Answers, Command
 from leveret.conductor.intake import Intake, Refusal
+from leveret.conductor.order import Order
 from leveret.conductor.request import Request
 from leveret.conductor.rows import Change, Fact, Vm
-from leveret.conductor.store import events, projects, refusals, vms
+from leveret.conductor.store import events, hosts, projects, refusals, vms
 from leveret.shared import topology
 from leveret.shared.bus import DONE, Delivery, Outcome, Publisher, Retry
 from leveret.shared.checks import RunCheck
-from leveret.shared.documents import CreateProject, CreateVm, DeleteVm, UpdateVm
+from leveret.shared.documents import CreateProject, CreateVm, DeleteVm, RetryVm, UpdateVm
 from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.fault_points import fault_point, take
 from leveret.shared.loop import Loop
 from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
 
@@ -96,21 +98,23 @@ class RequestHandler:
         """Put facts in the logs of these, and keep the reason of those that were creates."""
         facts = [fact for refusal in logged if (fact := refusal.fact())]
         rejections = [rejection for refusal in kept if (rejection := refusal.rejection())]
-        if not facts and not rejections:
-            return
+        if facts or rejections:
+            await self._write_down(facts, rejections)
+            self._relay.wake()
+
+    @fault_point("requests.record")
+    async def _write_down(self, facts: Sequence[Fact], rejections: Sequence[refusals.Rejection]) -> None:
         named = {fact.project_id for fact in facts} | {rejection.project_id for rejection in rejections}
         async with transaction(self._pool) as connection:
             known = await projects.open_ids(connection, among=named)
             await events.append_refusals(connection, [fact for fact in facts if fact.project_id in known])
             await refusals.reject(connection, [r for r in rejections if r.project_id in known])
-        self._relay.wake()
 
     async def _administer(self, delivery: Delivery, order: Order) -> None:
         if isinstance(order.body, RunCheck):
             self._desk.ask(delivery, order.body)  # answered in its own time: it changes nothing
             return
-        async with transaction(self._pool) as connection:
-            problem = await administration.carry_out(connection, order)
+        problem = await self._obey(order)
         self._relay.wake()
         if isinstance(order.body, CreateProject) and problem is None:
             await self._furnish(order.project)
@@ -118,6 +122,12 @@ class RequestHandler:
         metrics.REQUESTS.labels(verb=_verb(delivery), verdict=_word(verdict)).inc()
         await self._answers.give(delivery, verdict)
 
+    @fault_point("requests.administer")
+    async def _obey(self, order: Order) -> Problem | None:
+        async with transaction(self._pool) as connection:
+            return await administration.carry_out(connection, order)
+
+    @fault_point("requests.furnish")
     async def _furnish(self, project: str) -> None:
         """Have the project's exchange at once; should the broker be away, the relay makes it later."""
         try:
@@ -128,14 +138,17 @@ class RequestHandler:
     async def _rehearse(self, requests: Sequence[Request]) -> None:
         """Dry runs: the very same, each in a transaction of its own that is never committed."""
         for request in requests:
-            try:
-                async with transaction(self._pool) as connection:
-                    for _ in range(ROUNDS):
-                        if request.verdict is None:
-                            await self._write(connection, [request])
-                    raise _Curtain
-            except _Curtain:
-                await self._tell(request)
+            await self._play_through(request)
+            await self._tell(request)
+
+    @fault_point("requests.rehearse")
+    async def _play_through(self, request: Request) -> None:
+        with suppress(_Curtain):
+            async with transaction(self._pool) as connection:
+                for _ in range(ROUNDS):
+                    if request.verdict is None:
+                        await self._write(connection, [request])
+                raise _Curtain
 
     async def _carry_out(self, requests: Sequence[Request]) -> None:
         """Waves in which every VM occurs once, so that the requests for one VM keep their order."""
@@ -151,16 +164,23 @@ class RequestHandler:
             waiting = [request for request in waiting if request.verdict is None]
 
     async def _carry_out_wave(self, wave: list[Request]) -> None:
+        commands = await self._commit(wave)
+        # From here on it is committed: what follows may be lost without harm.
+        self._relay.wake()
+        if commands:
+            await take("requests.send", dispatch.send, self._publisher, commands)
+        for request in wave:
+            await self._tell(request)
+
+    @fault_point("requests.carry_out")
+    async def _commit(self, wave: Sequence[Request]) -> list[Command]:
+        """Carry a wave out for good. Returns what its hosts are to be told."""
         async with transaction(self._pool) as connection:
             written = await self._write(connection, wave)
             lagging = [change.after.id for change in written if change.after.is_lagging]
             commands = await dispatch.commands_for(connection, lagging) if lagging else []
             await vms.mark_sent(connection, [c.after.id for c in written if c.after.sent_at is None])
-        # From here on it is committed: what follows may be lost without harm.
-        self._relay.wake()
-        await dispatch.send(self._publisher, commands)
-        for request in wave:
-            await self._tell(request)
+        return commands
 
     async def _write(self, connection: Connection, wave: Sequence[Request]) -> list[Change]:
         """Carry a wave out in the caller's transaction: one request a VM, verdicts set."""
@@ -169,12 +189,13 @@ class RequestHandler:
         known = await vms.lock(connection, [request.vm_id for request in wave])
         rooms = await projects.lock_rooms(connection, _touched(wave, known))
         taken = await _taken_names(connection, wave, known)
+        fenced = await _fenced_hosts(connection, wave, known)
         changes: list[Change] = []
         unheard: list[Fact] = []
         for request in wave:
             if not isinstance(request.body, CreateVm):
                 vm = known.get(request.vm_id)
-                changes += self._change(request, vm, taken, now)
+                changes += self._change(request, vm, taken, fenced, now)
                 unheard += _unheard(request, vm)
         await self._bury_unborn(connection, wave)
         written = await vms.record(connection, changes)
@@ -190,7 +211,9 @@ class RequestHandler:
         metrics.REQUESTS.labels(verb=_verb(request.delivery), verdict=_word(request.verdict)).inc()
         await self._answers.give(request.delivery, request.verdict)
 
-    def _change(self, request: Request, vm: Vm | None, taken: set[tuple[str, str]], now: datetime) -> list[Change]:
+    def _change(
+        self, request: Request, vm: Vm | None, taken: set[tuple[str, str]], fenced: Collection[UUID], now: datetime
+    ) -> list[Change]:
         """The change that a request other than a create asks for; its verdict is set."""
         if vm is None or vm.project_id != request.project:
             request.refuse(Problem.of(Code.VM_NOT_FOUND, f"There is no VM {request.vm_id}."))
@@ -200,7 +223,8 @@ class RequestHandler:
             if not known:
                 request.check_revision(vm)
                 _take_name(request, vm, taken)
-            change = on_request(vm, cast(Verb, request.body), request.mark, now, self._limits)
+            is_fenced = vm.host_id in fenced
+            change = on_request(vm, cast(Verb, request.body), request.mark, now, self._limits, host_is_fenced=is_fenced)
         except LeveretError as error:
             request.refuse(error.problem)
             return [] if known else [remember(vm, request.mark, error.problem.code)]
@@ -229,6 +253,16 @@ async def _taken_names(connection: Connection, wave: Sequence[Request], known: d
         if isinstance(request.body, UpdateVm) and request.body.name is not None and request.vm_id in known
     ]
     return await vms.taken_names(connection, wanted) if wanted else set()
+
+
+async def _fenced_hosts(connection: Connection, wave: Sequence[Request], known: dict[UUID, Vm]) -> Collection[UUID]:
+    """Which of the hosts of VMs that are to be retried are fenced."""
+    ids = {
+        host_id
+        for request in wave
+        if isinstance(request.body, RetryVm) and request.vm_id in known and (host_id := known[request.vm_id].host_id)
+    }
+    return await hosts.fenced(connection, ids, hold=True) if ids else ()
 
 
 def _take_name(request: Request, vm: Vm, taken: set[tuple[str, str]]) -> None:

@@ -48,6 +48,8 @@ class Vm:
     problem: dict[str, Any] | None = None
     sent_at: datetime | None = None
     recent_requests: tuple[str, ...] = ()
+    #: Whether there was user-data that the guest has read, and that is gone since; the database sets it.
+    user_data_wiped: bool = False
     #: When the row was last written; the database sets it.
     updated_at: datetime | None = None
 
@@ -60,6 +62,11 @@ class Vm:
         for name in ("failed_hosts", "steps", "recent_requests"):
             values[name] = tuple(values[name])
         return cls(**values)
+
+    @property
+    def is_made_anew(self) -> bool:
+        """Whether its owner wants it on another host, without its disk, when its own is proven to be off."""
+        return self.spec.get("on_host_failure") == "restart"
 
     @property
     def is_lagging(self) -> bool:
@@ -75,7 +82,9 @@ VM_COLUMNS = tuple(entry.name for entry in fields(Vm))
 
 
 #: What no owner sees of a VM.
-_NOTES = frozenset({"recent_requests", "sent_at", "report_epoch", "report_seq", "deadline", "grace_s", "updated_at"})
+_NOTES = frozenset(
+    {"recent_requests", "sent_at", "report_epoch", "report_seq", "deadline", "grace_s", "updated_at", "user_data_wiped"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ class ConductorSettings(ServiceSettings):
     )
     sweep_s: float = Field(default=1.0, gt=0, description="How often the sweeper looks.")
     resend_s: float = Field(default=10.0, gt=0, description="How often a command is repeated until it is done.")
-    lease_s: float = Field(default=20.0, gt=0, description="Silence after which a host gets no new VMs.")
+    #: Longer than the broker takes to see that another conductor hangs and to give others what that one had in hand.
+    lease_s: float = Field(default=30.0, gt=0, description="Silence after which a host gets no new VMs.")
     build_timeout_s: float = Field(default=200.0, gt=0, description="From accepted to running, over all hosts tried.")
     change_timeout_s: float = Field(
         default=120.0, gt=0, description="For a start or reboot, and a stop beyond its grace."

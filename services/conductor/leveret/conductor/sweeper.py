@@ -1,17 +1,21 @@
 """The sweeper: nothing waits for a message that never comes (law 5)."""
 
 import random
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 import structlog
 
 from leveret.conductor import decisions, dispatch, metrics
 from leveret.conductor.database import Pool, transaction
 from leveret.conductor.decisions import Limits
+from leveret.conductor.dispatch import Command
 from leveret.conductor.placing import place
-from leveret.conductor.store import forgetting, hosts, vms
+from leveret.conductor.rows import Change, Vm
+from leveret.conductor.scheduler import HostSnapshot
+from leveret.conductor.store import forgetting, hosts, projects, vms
 from leveret.shared.bus import Publisher
+from leveret.shared.fault_points import fault_point, take
 
 log = structlog.get_logger()
 
@@ -45,6 +49,7 @@ class Sweeper:
 
     async def sweep_once(self) -> None:
         """Everything that may be overdue, each kind in a transaction of its own."""
+        await self.settle_stranded()
         await self.place_pending()
         await self.end_late()
         await self.resend_unsent()
@@ -52,20 +57,24 @@ class Sweeper:
 
     async def place_pending(self) -> int:
         """Give a host to VMs that lost theirs, or tell them why there is none. Returns how many were placed."""
+        pending, commands = await self._place()
+        metrics.SWEPT.labels(reason="pending").inc(pending)
+        await self._send(commands)
+        return len(commands)
+
+    @fault_point("sweeper.place")
+    async def _place(self) -> tuple[int, list[Command]]:
         async with transaction(self._pool) as connection:
             pending = await vms.lock_pending(connection, BATCH)
             if not pending:
-                return 0
+                return 0, []
             now = await vms.database_now(connection)
             placements = await place(connection, pending, now, self._rng)
             refused = [
                 decisions.unplaceable(vm, placements.refused[vm.id]) for vm in pending if vm.id in placements.refused
             ]
             await vms.record(connection, [*placements.placed, *refused])
-            commands = await dispatch.commands_for(connection, [c.after.id for c in placements.placed])
-        metrics.SWEPT.labels(reason="pending").inc(len(pending))
-        await dispatch.send(self._publisher, commands)
-        return len(commands)
+            return len(pending), await dispatch.commands_for(connection, [c.after.id for c in placements.placed])
 
     @property
     def _hears(self) -> bool:
@@ -78,48 +87,102 @@ class Sweeper:
         """
         if not self._hears:
             return 0
+        late, commands = await self._end()
+        for change in late:
+            log.warning("vm.late", vm_id=str(change.after.id), state=change.after.state, step=change.after.step)
+        metrics.SWEPT.labels(reason="late").inc(len(late))
+        await self._send(commands)
+        return len(late)
+
+    @fault_point("sweeper.end_late")
+    async def _end(self) -> tuple[list[Change], list[Command]]:
         async with transaction(self._pool) as connection:
             late = await vms.lock_late(connection, self._limits.backstop, BATCH)
             if not late:
-                return 0
+                return [], []
             now = await vms.database_now(connection)
             changes = [decisions.on_deadline(vm, now, self._limits) for vm in late]
             written = await vms.record(connection, [change for change in changes if change])
             told = [change.after.id for change in written if change.after.is_lagging]
             commands = await dispatch.commands_for(connection, told)
             await vms.mark_sent(connection, told)
-        for change in written:
-            log.warning("vm.late", vm_id=str(change.after.id), state=change.after.state, step=change.after.step)
-        metrics.SWEPT.labels(reason="late").inc(len(written))
-        await dispatch.send(self._publisher, commands)
-        return len(written)
+            return written, commands
+
+    async def settle_stranded(self) -> int:
+        """Settle what becomes of VMs whose host is proven to be off. Returns how many there were."""
+        settled = await self._settle()
+        for change in settled:
+            log.warning("vm.stranded", vm_id=str(change.after.id), state=change.after.state)
+        metrics.SWEPT.labels(reason="stranded").inc(len(settled))
+        return len(settled)
+
+    @fault_point("sweeper.settle")
+    async def _settle(self) -> list[Change]:
+        async with transaction(self._pool) as connection:
+            stranded = await vms.lock_stranded(connection, BATCH)
+            if not stranded:
+                return []
+            now = await vms.database_now(connection)
+            await projects.lock_rooms(connection, {vm.project_id for vm in stranded})
+            # Whoever brings a host back waits for this lock, or was here first.
+            there = await hosts.lock(connection, [vm.host_id for vm in stranded])
+            changes = [self._strand(vm, there[vm.host_id], now) for vm in stranded if vm.host_id]
+            written = await vms.record(connection, [change for change in changes if change])
+            await hosts.mark_unclean(
+                connection, [c.before.host_id for c in written if c.before and c.before.host_id and c.gives_up]
+            )
+            return written
+
+    def _strand(self, vm: Vm, host: HostSnapshot, now: datetime) -> Change | None:
+        match host.state:
+            case "fenced":
+                return decisions.on_fence(vm, host.name, now, self._limits)
+            case "retired":
+                return decisions.on_retire(vm, host.name)
+        return None
 
     async def resend_unsent(self) -> int:
         """Repeat the commands of VMs that lag. Returns how many were sent."""
+        commands = await self._repeat()
+        metrics.SWEPT.labels(reason="unsent").inc(len(commands))
+        await self._send(commands)
+        return len(commands)
+
+    @fault_point("sweeper.resend")
+    async def _repeat(self) -> list[Command]:
         async with transaction(self._pool) as connection:
             lagging = await vms.lock_unsent(connection, self._resend, BATCH)
             if not lagging:
-                return 0
+                return []
             ids = [vm.id for vm in lagging]
             commands = await dispatch.commands_for(connection, ids)
             await vms.mark_sent(connection, ids)
-        metrics.SWEPT.labels(reason="unsent").inc(len(commands))
-        await dispatch.send(self._publisher, commands)
-        return len(commands)
+            return commands
 
     async def silence_hosts(self) -> list[str]:
         """Give no new work to hosts that are not heard of. Returns their names."""
         if not self._hears:
             return []
-        async with transaction(self._pool) as connection:
-            names = await hosts.silence(connection, self._lease)
+        names = await self._silence()
         for name in names:
             log.warning("host.silent", host=name)
         return names
 
+    @fault_point("sweeper.silence")
+    async def _silence(self) -> list[str]:
+        async with transaction(self._pool) as connection:
+            return await hosts.silence(connection, self._lease)
+
+    async def _send(self, commands: Sequence[Command]) -> None:
+        if commands:
+            await take("sweeper.send", dispatch.send, self._publisher, commands)
+
     async def forget_once(self) -> None:
         """Drop what nobody asks for any more, batch after batch."""
-        more = True
-        while more:
-            async with transaction(self._pool) as connection:
-                more = await forgetting.forget(connection, self._keep_deleted_days)
+        while await self._forget() >= forgetting.BATCH:
+            continue
+
+    @fault_point("sweeper.forget")
+    async def _forget(self) -> int:
+        async with transaction(self._pool) as connection:
+            return await forgetting.forget(connection, self._keep_deleted_days)

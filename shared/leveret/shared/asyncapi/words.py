@@ -7,7 +7,7 @@ from leveret.shared.errors import Code
 from leveret.shared.headers import IF_MATCH_PATTERN, REQUEST_ID_PATTERN, TRACEPARENT_PATTERN
 
 #: Of the contract, not of the program: the first number changes with the `.v1` in the types, and only then.
-CONTRACT_VERSION = "1.0.0"
+CONTRACT_VERSION = "1.1.0"
 
 _QUOTA = UpdateQuota()
 
@@ -232,6 +232,8 @@ IN_REST = frozenset(
         Code.METHOD_NOT_ALLOWED,
         Code.PROJECT_IN_USE,
         Code.TOKEN_NOT_FOUND,
+        Code.HOST_NOT_FOUND,
+        Code.HOST_CONFLICT,
         Code.AMQP_USER_NOT_FOUND,
         Code.UNAVAILABLE,
         Code.HANDLER_CRASHED,
@@ -260,6 +262,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "labels": "Yours to sort and find VMs by.",
         "placement": "Which hosts may have it.",
         "running": "Whether to start it once it is made.",
+        "on_host_failure": "What becomes of it when its host is declared to be off (with proof, by an administrator): "
+        "`none` waits for the host, with its disk; `restart` makes it anew on another one, without what was on its "
+        "disk. Nothing becomes of it when its host is only silent.",
     },
     "UpdateVm": {
         "name": "Its new name.",

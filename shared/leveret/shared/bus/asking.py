@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from leveret.shared.bus.publishing import DIRECT_REPLY, PUBLISH_TIMEOUT_S, Envelope, Publisher
 from leveret.shared.errors import LeveretError
+from leveret.shared.fault_points import take
 from leveret.shared.messages import decode
 
 
@@ -46,7 +47,10 @@ class Caller:
         self._waiting[correlation_id] = answer
         envelope = Envelope(headers=headers, correlation_id=correlation_id, reply_to=DIRECT_REPLY)
         try:
-            await self.publisher.publish(exchange, key, message, envelope=envelope, timeout_s=publish_timeout_s)
+            publish = self.publisher.publish
+            await take(
+                "asking.publish", publish, exchange, key, message, envelope=envelope, timeout_s=publish_timeout_s
+            )
             async with asyncio.timeout(wait_s):
                 return await answer
         except TimeoutError:

@@ -21,6 +21,7 @@ from leveret.shared.bus.publishing import Envelope, Publisher
 from leveret.shared.bus.reading import UNREADABLE, faults_of
 from leveret.shared.documents import MAX_REQUEST_BYTES
 from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.fault_points import take
 from leveret.shared.messages import CONTENT_TYPE, Registry, decode, invalid
 
 log = structlog.get_logger()
@@ -165,7 +166,8 @@ class Consumer:
     While a batch is worked on the next one gathers, so batches grow with the load and are one message long when
     idle. On `Paused` the consumer waits and tries the same batch again; it never gives messages back in a loop.
     A handler that crashes gets its messages one by one; one that crashes it three times is rejected, and `lament` is
-    told of it, which the handler itself could not be.
+    told of it, which the handler itself could not be. One that takes longer than `limit_s` is broken off, and has its
+    batch again.
 
     The bytes it holds are bounded by the prefetch, two batches, times the largest request: a body beyond that is cut
     as it arrives.
@@ -182,17 +184,21 @@ class Consumer:
         *,
         batch_max: int = 200,
         lament: Callable[[Delivery, Problem], Awaitable[None]] | None = None,
+        limit_s: float = 60.0,
     ) -> None:
         self.queue = queue.name
+        self._carries = queue.carries
         self._exchanges = {exchange.name for exchange, _ in queue.bindings}
         self._link = link
         self._handle = handle
         self._morgue = morgue
         self._lament = lament
         self._batch_max = batch_max
+        self._limit_s = limit_s
         self._inbox: deque[_Held] = deque()
         self._unacked: dict[int, None] = {}  # tags of this channel, oldest first
         self._arrived = asyncio.Event()
+        self._progress = asyncio.Event()  # set, and replaced, whenever something is acknowledged
         self._channel: aiormq.abc.AbstractChannel | None = None
         self._owner: AbstractChannel | None = None
         self._tag: str | None = None
@@ -228,6 +234,22 @@ class Consumer:
         self._channel = None
         self._inbox.clear()
         self._unacked.clear()
+        self._proceed()
+
+    async def catch_up(self) -> None:
+        """Return when all is acknowledged that the broker had delivered by now, or has it back.
+
+        The broker answers on the channel on which it delivers, after what it delivered before. Raises what a broken
+        channel raises.
+        """
+        await self._depth()
+        channel, newest = self._channel, next(reversed(self._unacked), 0)
+        while self._channel is channel and next(iter(self._unacked), newest + 1) <= newest:
+            await self._progress.wait()
+
+    def _proceed(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     async def _depth(self) -> int:
         """How many messages lie in the queue now."""
@@ -335,6 +357,11 @@ class Consumer:
         live = [held for held in batch if not held.is_worn_out]
         judged = iter(await self._judge(live) if live else ())
         outcomes = [_WORN_OUT if held.is_worn_out else next(judged) for held in batch]
+        async with asyncio.timeout(self._limit_s):
+            await self._finish(batch, outcomes)
+
+    async def _finish(self, batch: list[_Held], outcomes: Sequence[Outcome]) -> None:
+        """Bury what is rejected, have what must wait come again, and acknowledge the rest."""
         later = asyncio.get_running_loop().call_later
         done: list[_Held] = []
         burying: list[_Held] = []
@@ -355,14 +382,15 @@ class Consumer:
             else:
                 later(1.0, self._put, held)
         self.handled += len(done)
-        await self._acknowledge(done)
+        if done:
+            await take(f"{self._carries}.acknowledge", self._acknowledge, done)
 
     async def _judge(self, batch: list[_Held]) -> Sequence[Outcome]:
         """The handler's outcomes, whatever it takes to get them."""
         pause_s = 0.1
         while True:
             try:
-                outcomes = await self._handle([held.delivery for held in batch])
+                outcomes = await self._within_limit(batch)
                 await self._resume()
                 return outcomes
             except Paused as paused:
@@ -370,7 +398,7 @@ class Consumer:
                 self._pause(batch)
                 await asyncio.sleep(pause_s)
                 self._attentive_since = time.monotonic()
-                pause_s = min(pause_s * 2, 5.0)
+                pause_s = min(pause_s * 2, 2.0)
                 if batch[0].channel is not self._channel:
                     return [Retry()] * len(batch)  # the broker has them again; put() drops ours
             except Exception:  # the rim
@@ -381,6 +409,17 @@ class Consumer:
                 if batch[0].crashes >= self.CRASHES_ALLOWED:
                     return [Reject(Problem.of(Code.HANDLER_CRASHED, "This message crashes its handler."))]
                 return [Retry(0.1)]
+
+    async def _within_limit(self, batch: list[_Held]) -> Sequence[Outcome]:
+        """The handler's outcomes. Raises Paused when it hangs: then something that it waits for does."""
+        limit = asyncio.timeout(self._limit_s)
+        try:
+            async with limit:
+                return await self._handle([held.delivery for held in batch])
+        except TimeoutError:
+            if limit.expired():
+                raise Paused(f"not done within {self._limit_s:g} s") from None
+            raise
 
     def _pause(self, batch: Sequence[_Held]) -> None:
         self._is_paused = True
@@ -403,7 +442,8 @@ class Consumer:
             except Exception:  # the rim
                 log.exception("message.not_lamented", queue=self.queue)
         try:
-            await self._morgue.publish_raw(topology.DEAD.name, delivery.body[:KEPT_BYTES], delivery.type, envelope)
+            bury, body = self._morgue.publish_raw, delivery.body[:KEPT_BYTES]
+            await take(f"{self._carries}.bury", bury, topology.DEAD.name, body, delivery.type, envelope)
         except LeveretError as error:
             log.warning("message.not_buried", queue=self.queue, why=str(error))
             return False
@@ -417,6 +457,7 @@ class Consumer:
             return
         for tag in tags:
             self._unacked.pop(tag, None)
+        self._proceed()
         oldest_open = next(iter(self._unacked), tags[-1] + 1)
         together = [tag for tag in tags if tag < oldest_open]
         with suppress(*BROKER_ERRORS):

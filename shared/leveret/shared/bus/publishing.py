@@ -5,6 +5,8 @@ out may still arrive.
 """
 
 import asyncio
+import math
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -22,6 +24,8 @@ from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.messages import CONTENT_TYPE, TYPE_OF, encode
 
 PUBLISH_TIMEOUT_S = 5.0
+#: How long an exchange is believed to be there that was.
+DECLARED_FOR_S = 30.0
 
 
 class Unroutable(LeveretError):
@@ -58,7 +62,7 @@ class Publisher:
     def __init__(self, user: str, *, on_reply: ReplyCallback | None = None, max_in_flight: int = 500) -> None:
         self._user = user
         self._on_reply = on_reply
-        self._declared: set[str] = set()
+        self._declared: dict[str, float] = {}  # when, by the monotonic clock
         self._slots = asyncio.Semaphore(max_in_flight)
         self._confirmed: aiormq.abc.AbstractChannel | None = None
         self._posted: aiormq.abc.AbstractChannel | None = None
@@ -88,8 +92,8 @@ class Publisher:
             self._closing = asyncio.create_task(_end(connection))
 
     async def declare_exchange(self, exchange: topology.Exchange) -> None:
-        """Make sure that an exchange exists; asked once a connection. Raises LeveretError `unavailable`."""
-        if exchange.name in self._declared:
+        """Make sure that an exchange exists; asked every half minute. Raises LeveretError `unavailable`."""
+        if time.monotonic() - self._declared.get(exchange.name, -math.inf) < DECLARED_FOR_S:
             return
         if self._confirmed is None:
             raise fail(Code.UNAVAILABLE, "The message broker cannot be reached.")
@@ -97,7 +101,7 @@ class Publisher:
             await self._confirmed.exchange_declare(exchange.name, exchange_type=exchange.kind.value, durable=True)
         except BROKER_ERRORS as error:
             raise fail(Code.UNAVAILABLE, "The message broker did not declare an exchange.") from error
-        self._declared.add(exchange.name)
+        self._declared[exchange.name] = time.monotonic()
 
     async def publish(
         self,
@@ -135,6 +139,8 @@ class Publisher:
                 channel = self._confirmed
                 if channel is None:
                     raise fail(Code.UNAVAILABLE, "The message broker cannot be reached.")
+                if _is_blocked(channel):
+                    raise fail(Code.UNAVAILABLE, "The message broker takes nothing now: it is short of memory or disk.")
                 answer = await channel.basic_publish(
                     body,
                     exchange=exchange,
@@ -163,7 +169,7 @@ class Publisher:
     async def post(self, exchange: str, key: str, message: BaseModel, *, envelope: Envelope = NO_ENVELOPE) -> None:
         """Send and forget a transient message: for what will be said again if it is lost (law 1)."""
         channel = self._posted
-        if channel is None:
+        if channel is None or _is_blocked(channel):
             return
         body, properties = encode(message), self._properties(TYPE_OF[type(message)], envelope, persistent=False)
         with suppress(*BROKER_ERRORS):
@@ -182,6 +188,21 @@ class Publisher:
             correlation_id=envelope.correlation_id,
             headers=dict(envelope.headers or {}),
         )
+
+
+def _is_blocked(channel: aiormq.abc.AbstractChannel) -> bool:
+    """Whether the broker has said that it reads nothing from this connection (an alarm of memory or disk).
+
+    What is written all the same arrives when the alarm is over, however stale: nothing is. aiormq tells of it only
+    by `ready()`, which waits for the end of it: it is asked how far it comes without waiting.
+    """
+    waiting = channel.connection.ready()
+    try:
+        waiting.send(None)
+    except StopIteration:
+        return False
+    waiting.close()
+    return True
 
 
 async def _end(connection: AbstractConnection) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,8 +120,16 @@ class LibvirtDriver:
 
     async def capacity(self) -> Capacity:
         node = await self._connection.call(Door.node)
-        stat = await self._in_thread(os.statvfs, self._pool.root, doing="measuring the pool")
+        stat = await self._measure()
         return Capacity(vcpus=node.vcpus, memory_mib=node.memory_mib, disk_gib=stat.f_blocks * stat.f_frsize // GIB)
+
+    async def _measure(self) -> os.statvfs_result:
+        """The pool's file system, once it has shown that it can be written to. One that hangs is asked once."""
+        root = self._pool.root
+        if self._files.hangs(root):
+            raise fail(Code.DISK_FAILED, "The pool's file system does not answer.")
+        with disk_errors("measuring the pool"):
+            return await self._in_thread(_measure, root, doing="measuring the pool", of=root)
 
     async def inventory(self) -> Inventory:
         everything = await self._connection.call(Door.see_all)
@@ -156,23 +165,24 @@ class LibvirtDriver:
             if await self._in_thread(disk.exists, doing="looking for the disk"):
                 return
             await self.images.check_space(NEW_VM_BYTES)
-            await self._in_thread(make_directory, disk.parent, doing="making the VM's directory")
+            await self._in_thread(make_directory, disk.parent, doing="making the VM's directory", of=vm.vm_id)
             async with self.images.using(vm.image, vm.disk_gib) as base:
                 await self._make_overlay(disk, base, vm)
 
     async def _make_overlay(self, disk: Path, base: Path, vm: DesiredVm) -> None:
         temporary = disk.with_name(disk.name + ".tmp")
-        await self._in_thread(temporary.unlink, True, doing="removing an unfinished disk")
+        await self._in_thread(temporary.unlink, True, doing="removing an unfinished disk", of=vm.vm_id)
         limit_s = self._settings.qemu_img_timeout_s
         await qemu_img.create_overlay(temporary, base, vm.image.format, vm.disk_gib, timeout_s=limit_s)
-        await self._in_thread(_finish_disk, temporary, disk, doing="finishing the disk")
+        await self._in_thread(_finish_disk, temporary, disk, doing="finishing the disk", of=vm.vm_id)
 
     async def make_config_drive(self, vm: DesiredVm) -> None:
         path = self._pool.vm(vm.vm_id).config_drive
         try:
             with disk_errors("making the config drive"):
                 name_servers = await self._networks.name_servers(vm.nic) if vm.nic is not None else ()
-                await self._in_thread(config_drive.write, path, vm, name_servers, doing="making the config drive")
+                doing = "making the config drive"
+                await self._in_thread(config_drive.write, path, vm, name_servers, doing=doing, of=vm.vm_id)
         except config_drive.CANNOT as error:
             raise fail(
                 Code.CONFIG_DRIVE_FAILED, f"No config drive can be made of this: {type(error).__name__}."
@@ -198,7 +208,7 @@ class LibvirtDriver:
     async def _note_console(self, vm_id: UUID) -> None:
         doing = "noting where the console stands"
         with disk_errors(doing):
-            await self._in_thread(self._readiness.started, self._pool.vm(vm_id), doing=doing)
+            await self._in_thread(self._readiness.started, self._pool.vm(vm_id), doing=doing, of=vm_id)
 
     # The rest of a life.
 
@@ -265,7 +275,9 @@ class LibvirtDriver:
         self._readiness.forget(paths)
         self._paused.discard(vm_id)
         with disk_errors("removing its files"):
-            await self._in_thread(_remove_tree, paths.directory, doing="removing its files")
+            await self._in_thread(_remove_tree, paths.directory, doing="removing its files", of=vm_id)
+        if self._files.hangs(vm_id):
+            raise fail(Code.DISK_FAILED, "A call that hangs in the pool's file system may still make files of it.")
 
     async def console_tail(self, vm_id: UUID, max_bytes: int) -> bytes:
         wanted = min(max_bytes, self._settings.console_max_bytes)
@@ -306,12 +318,17 @@ class LibvirtDriver:
             raise fail(code, f"There is no domain {vm_id}, found while {doing}.")
         return seen, memory
 
-    async def _in_thread(self, call: Callable[..., T], *args: Any, doing: str) -> T:
-        return await self._files.run(call, *args, timeout_s=self._settings.file_timeout_s, doing=doing)
+    async def _in_thread(self, call: Callable[..., T], *args: Any, doing: str, of: UUID | Path | None = None) -> T:
+        return await self._files.run(call, *args, timeout_s=self._settings.file_timeout_s, doing=doing, of=of)
 
 
 def _nobody_listens(_vm_id: UUID | None) -> None:
     return
+
+
+def _measure(root: Path) -> os.statvfs_result:
+    os.utime(root)
+    return os.statvfs(root)
 
 
 def _finish_disk(temporary: Path, disk: Path) -> None:
@@ -326,8 +343,9 @@ def _finish_disk(temporary: Path, disk: Path) -> None:
 
 
 def _remove_tree(directory: Path) -> None:
-    try:
-        shutil.rmtree(directory)
-    except FileNotFoundError:
+    if not directory.exists():
         return
+    while directory.exists():
+        with suppress(FileNotFoundError):  # another call that hung until now is at it, too
+            shutil.rmtree(directory)
     fsync_directory(directory.parent)

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -184,13 +185,18 @@ class Images:
     async def _create(self, path: Path) -> BinaryIO:
         """A new file. Who is cancelled while it is made leaves no open one behind."""
         made: list[BinaryIO] = []
+        unwanted = threading.Event()
 
         def create() -> None:
             made.append(path.open("xb", 0))
+            if unwanted.is_set():  # it hung so long that it was given up
+                made[0].close()
+                path.unlink(missing_ok=True)
 
         try:
             await self._in_thread(create)
         except BaseException:
+            unwanted.set()
             for file in made:
                 file.close()
             raise

@@ -2,12 +2,13 @@
 
 A thread that hangs in the kernel or in libvirt cannot be killed. `concurrent.futures` would lose that thread's place
 for ever and wait for it when the process ends; here it is given up: its place is free again at once, up to
-`max_hung` of them, and as a daemon thread it does not keep the process alive.
+`max_hung` of them, and as a daemon thread it does not keep the process alive. What it was about to do it may do yet.
 """
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,22 +29,26 @@ class Lane:
         self._places = asyncio.Semaphore(width)
         self._max_hung = max_hung
         self._timeout_code = timeout_code
-        self._hung = 0
+        self._hung: Counter[Hashable] = Counter()
 
     @property
     def hung(self) -> int:
         """Calls that were given up and have not ended yet."""
-        return self._hung
+        return self._hung.total()
 
-    async def run(self, call: Callable[..., T], *args: Any, timeout_s: float, doing: str) -> T:
-        """The result of `call(*args)`.
+    def hangs(self, of: Hashable) -> bool:
+        """Whether a call for this one was given up and has not ended yet: it may still take effect."""
+        return self._hung[of] > 0
+
+    async def run(self, call: Callable[..., T], *args: Any, timeout_s: float, doing: str, of: Hashable = None) -> T:
+        """The result of `call(*args)`, made for `of`, such as a VM.
 
         A cancelled caller waits until the call has ended, or its time is up: what was begun is then over, and
         the next call cannot be overtaken by it. Raises NoAnswer with the lane's code after `timeout_s`, and another
         LeveretError with it at once when too many calls hang already. `doing` completes the sentence "... while ...".
         """
-        if self._hung >= self._max_hung:
-            raise fail(self._timeout_code, f"{self._hung} calls hang already; not tried: {doing}.")
+        if self.hung >= self._max_hung:
+            raise fail(self._timeout_code, f"{self.hung} calls hang already; not tried: {doing}.")
         await self._places.acquire()
         try:
             ended = in_thread(self.name, call, *args)
@@ -55,16 +60,18 @@ class Lane:
         finally:
             self._places.release()
             if not ended.done():
-                self._give_up(ended)
+                self._give_up(ended, of)
         if not done:
             raise NoAnswer(Problem.of(self._timeout_code, f"No answer within {timeout_s:g} s while {doing}."))
         return ended.result()
 
-    def _give_up(self, ended: "asyncio.Future[Any]") -> None:
-        self._hung += 1
+    def _give_up(self, ended: "asyncio.Future[Any]", of: Hashable) -> None:
+        self._hung[of] += 1
 
         def came_back(future: "asyncio.Future[Any]") -> None:
-            self._hung -= 1
+            self._hung[of] -= 1
+            if not self._hung[of]:
+                del self._hung[of]
             if not future.cancelled():
                 future.exception()  # nobody waits for it any more
 

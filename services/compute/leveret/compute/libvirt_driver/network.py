@@ -96,17 +96,18 @@ class Networks:
         """DHCP gives this MAC its address. dnsmasq notices the new file by itself."""
         path = self._directory(nic.network) / str(vm_id)
         line = f"{nic.mac},{nic.address},{LEASE}\n"
-        await self._in_thread(_write_once, path, line, doing=f"adding {nic.address} to DHCP")
+        await self._in_thread(_write_once, path, line, doing=f"adding {nic.address} to DHCP", of=vm_id)
 
     async def remove_host(self, vm_id: UUID) -> None:
         """Forget a VM's entry, in whatever network it is. dnsmasq does not notice that by itself."""
-        networks = await self._in_thread(_remove, self._root, str(vm_id), doing="removing its address from DHCP")
+        doing = "removing its address from DHCP"
+        networks = await self._in_thread(_remove, self._root, str(vm_id), doing=doing, of=vm_id)
         for network in networks:
             name = PREFIX + network
             await self._connection.run(
                 lambda door, name=name: door.reload_dhcp(name),  # type: ignore[misc]
                 code=Code.NETWORK_FAILED,
-                doing="removing its address from DHCP",
+                doing=doing,
             )
 
     def _directory(self, network: str) -> Path:
@@ -114,9 +115,9 @@ class Networks:
             raise fail(Code.NETWORK_FAILED, f"{network!r} cannot be the name of a network.")
         return self._root / network
 
-    async def _in_thread(self, call: Callable[..., T], *args: Any, doing: str) -> T:
+    async def _in_thread(self, call: Callable[..., T], *args: Any, doing: str, of: UUID) -> T:
         try:
-            return await self._files.run(call, *args, timeout_s=self._settings.file_timeout_s, doing=doing)
+            return await self._files.run(call, *args, timeout_s=self._settings.file_timeout_s, doing=doing, of=of)
         except OSError as error:
             raise fail(Code.NETWORK_FAILED, f"{error.strerror or error} while {doing}.") from error
 

@@ -5,6 +5,7 @@ a change says everything: counters, addresses and commands follow from the row b
 """
 
 from leveret.conductor.decisions.deadlines import on_deadline
+from leveret.conductor.decisions.fencing import is_waiting_for_its_host, on_fence, on_retire
 from leveret.conductor.decisions.parts import Limits
 from leveret.conductor.decisions.placement import placed, unplaceable
 from leveret.conductor.decisions.reports import HOPELESS, HOST_FAULTS, on_report
@@ -17,9 +18,12 @@ __all__ = [
     "Limits",
     "Verb",
     "is_known",
+    "is_waiting_for_its_host",
     "on_deadline",
+    "on_fence",
     "on_report",
     "on_request",
+    "on_retire",
     "placed",
     "remember",
     "unplaceable",

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from leveret.conductor.decisions.fencing import is_waiting_for_its_host
 from leveret.conductor.decisions.parts import Limits, build_problem, deleted, error, failed, moved, released, wish
 from leveret.conductor.rows import Change, Event, Vm, told
 from leveret.shared.errors import Code, Problem
@@ -54,10 +55,16 @@ def _seen_deleting(vm: Vm, seen: Vm, report: VmReport) -> Change:
 def _seen_in_error(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limits) -> Change:
     if report.observed is Observed.ABSENT and vm.step == Step.CLEANUP:
         return Change(vm, replace(released(seen), step=None, deadline=None))
-    missing = (vm.problem or {}).get("code") == Code.DOMAIN_MISSING
-    if missing and report.settled and report.observed in {Observed.RUNNING, Observed.STOPPED}:
-        return _settle(vm, seen, report, now, limits)  # somebody put it back
+    is_back = is_waiting_for_its_host(vm) or (vm.problem or {}).get("code") == Code.DOMAIN_MISSING
+    if is_back and report.settled and report.observed in {Observed.RUNNING, Observed.STOPPED}:
+        return _settle(vm, seen, report, now, limits)  # somebody put it back, or its host is there again
+    if is_waiting_for_its_host(vm) and report.observed is Observed.ABSENT:
+        return error(vm, seen, report.problem or _missing(vm))
     return Change(vm, seen)
+
+
+def _missing(vm: Vm) -> Problem:
+    return Problem.of(Code.DOMAIN_MISSING, f"The host has no domain of VM {vm.name} any more.")
 
 
 def _seen_building(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limits) -> Change:
@@ -81,8 +88,7 @@ def _seen_building(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Li
 
 def _seen_living(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limits) -> Change:
     if report.observed is Observed.ABSENT:
-        problem = Problem.of(Code.DOMAIN_MISSING, f"The host has no domain of VM {vm.name} any more.")
-        return error(vm, replace(seen, step=None, deadline=None, guest_ready=False), report.problem or problem)
+        return error(vm, replace(seen, step=None, deadline=None, guest_ready=False), report.problem or _missing(vm))
     if not report.settled:
         return Change(vm, replace(seen, step=report.step, problem=told(report.problem) if report.problem else None))
     return _settle(vm, seen, report, now, limits)

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from leveret.conductor.decisions.parts import Limits, deleted, moved, wish
+from leveret.conductor.decisions.fencing import is_waiting_for_its_host
+from leveret.conductor.decisions.parts import Limits, deleted, moved, released, wish
 from leveret.conductor.rows import Change, Event, Vm
 from leveret.shared.documents import MAX_LABELS, DeleteVm, RebootVm, RetryVm, StartVm, StopVm, UpdateVm
 from leveret.shared.errors import Code, LeveretError, fail
@@ -14,7 +15,9 @@ REMEMBERED_REQUESTS = 16
 Verb = UpdateVm | DeleteVm | StartVm | StopVm | RebootVm | RetryVm
 
 
-def on_request(vm: Vm, verb: Verb, mark: str, now: datetime, limits: Limits) -> Change | None:
+def on_request(
+    vm: Vm, verb: Verb, mark: str, now: datetime, limits: Limits, *, host_is_fenced: bool = False
+) -> Change | None:
     """What an accepted request makes of a VM; None when there is nothing to change.
 
     Raises LeveretError with `vm_deleted`, `state_conflict` or `invalid_request` when it cannot be accepted, and with
@@ -39,7 +42,7 @@ def on_request(vm: Vm, verb: Verb, mark: str, now: datetime, limits: Limits) -> 
             case RebootVm():
                 change = _reboot(vm, now, limits)
             case RetryVm():
-                change = _retry(vm, now, limits)
+                change = _retry(vm, now, limits, host_is_fenced=host_is_fenced)
     if change is None:
         # To be remembered all the same: repeated after a later wish, it would undo that one.
         return None if vm.state is State.DELETED else remember(vm, mark)
@@ -130,15 +133,22 @@ def _reboot(vm: Vm, now: datetime, limits: Limits) -> Change:
     return wish(vm, "reboot", now + limits.change, restarts=vm.restarts + 1)
 
 
-def _retry(vm: Vm, now: datetime, limits: Limits) -> Change:
-    if vm.state is not State.ERROR or vm.host_id is not None:
+def _retry(vm: Vm, now: datetime, limits: Limits, *, host_is_fenced: bool) -> Change:
+    is_held = vm.host_id is not None and not (host_is_fenced and is_waiting_for_its_host(vm))
+    if vm.state is not State.ERROR or is_held:
         raise fail(
             Code.STATE_CONFLICT,
             f"VM {vm.name} is {vm.state}{' and still being cleaned up' if vm.step == Step.CLEANUP else ''}.",
             hint="Only a VM in error that no host holds any more can be tried again.",
         )
+    if vm.user_data_wiped:
+        raise fail(
+            Code.STATE_CONFLICT,
+            f"VM {vm.name} cannot be made anew: its user-data was wiped when its guest had read it.",
+            hint="Delete it, and create it with its user-data.",
+        )
     after = replace(
-        vm,
+        released(vm),
         state=State.PENDING,
         step=Step.SCHEDULING,
         generation=vm.generation + 1,

@@ -39,6 +39,11 @@ class Depth:
     consumers: int
 
 
+#: A host's queue belongs to the connection that consumes it: nobody else may look into it, and it goes with it.
+_OWNED = Depth(messages=0, consumers=1)
+_UNCONSUMED = Depth(messages=0, consumers=0)
+
+
 @dataclass(slots=True)
 class Look:
     """One look at the broker."""
@@ -95,13 +100,15 @@ class BrokerCheck:
         for name in (*exchanges, *(topology.events_exchange(project).name for project in projects)):
             if not await asking.has_exchange(name):
                 look.missing.add(name)
-        queues = [queue.name for queue in topology.CORE_QUEUES]
-        for name in (*queues, *(topology.host_queue(host_id).name for host_id in hosts)):
-            depth = await asking.depth(name)
+        for queue in topology.CORE_QUEUES:
+            depth = await asking.depth(queue.name)
             if depth is None:
-                look.missing.add(name)
+                look.missing.add(queue.name)
             else:
-                look.queues[name] = depth
+                look.queues[queue.name] = depth
+        for host_id in hosts:
+            name = topology.host_queue(host_id).name
+            look.queues[name] = await asking.depth(name) or _UNCONSUMED
 
     async def _furnish(self) -> None:
         """Declare everything, so that what was deleted comes back, bindings too; but hosts' queues are their own."""
@@ -117,7 +124,7 @@ class BrokerCheck:
 
 
 class _Asking:
-    """Passive declarations. One that finds nothing ends its channel, and the next one takes another."""
+    """Passive declarations. One that finds nothing, or what is not ours, ends its channel; the next takes another."""
 
     def __init__(self, connection: AbstractConnection | None) -> None:
         if connection is None:
@@ -139,6 +146,9 @@ class _Asking:
         except aiormq.exceptions.ChannelNotFoundEntity:
             self._channel = None
             return None
+        except aiormq.exceptions.ChannelLockedResource:
+            self._channel = None
+            return _OWNED
         return Depth(told.message_count or 0, told.consumer_count or 0)
 
     async def _open(self) -> aiormq.abc.AbstractChannel:

@@ -99,7 +99,8 @@ SELECT id AS vm_id, state, step, deadline::text FROM vms WHERE deadline < now() 
 """
 
 USER_DATA_WIPED = """
-SELECT u.vm_id, v.state FROM vm_user_data u JOIN vms v ON v.id = u.vm_id WHERE v.guest_ready OR v.state = 'deleted'
+SELECT u.vm_id, v.state FROM vm_user_data u JOIN vms v ON v.id = u.vm_id
+WHERE v.state = 'deleted' OR (v.guest_ready AND v.spec->>'on_host_failure' IS DISTINCT FROM 'restart')
 """
 
 USER_DATA_NOWHERE_ELSE = """
@@ -118,10 +119,13 @@ JOIN events e ON e.project_id = p.id AND e.seq > p.published_seq AND e.at < now(
 WHERE p.published_seq < p.last_seq GROUP BY p.id
 """
 
+# A retry is accepted, too; that makes no VM.
 ACCEPTED_ONCE = """
 SELECT coalesce(v.id, e.vm_id) AS vm_id, coalesce(e.times, 0) AS times, v.id IS NOT NULL AS there
-FROM vms v FULL JOIN (SELECT vm_id, count(*) AS times FROM events WHERE type = 'accepted' GROUP BY vm_id) e
-  ON e.vm_id = v.id
+FROM vms v FULL JOIN (
+    SELECT vm_id, count(*) AS times FROM events
+    WHERE type = 'accepted' AND data->>'verb' IS DISTINCT FROM 'retry' GROUP BY vm_id
+) e ON e.vm_id = v.id
 WHERE v.id IS NULL OR e.times IS DISTINCT FROM 1
 """
 

@@ -167,13 +167,13 @@ INVARIANTS: tuple[Invariant, ...] = (
         "broker_is_furnished",
         Place.BROKER,
         "Every exchange and queue that Leveret needs is there.",
-        "What is missing is declared again by the check, or by the host whose queue it is. What stood in it is gone.",
+        "What is missing is declared again within a minute. What stood in it is gone.",
     ),
     Invariant(
         "queue_is_consumed",
         Place.BROKER,
-        "Every queue of the conductors has a consumer, and that of every host that is heard of has exactly one.",
-        "Restart the process that should consume it; if there are two for one host, stop the one that does not belong.",
+        "Every queue of the conductors has a consumer, and so has that of every host that is heard of.",
+        "Restart the process that should consume it.",
     ),
     Invariant(
         "queue_gets_shorter",

@@ -92,8 +92,11 @@ async def unpublished(connection: Connection, limit: int) -> list[Row]:
 async def mark_published(connection: Connection, newest: dict[str, int]) -> None:
     """Up to here the broker has them. Another relay may have come further: it never goes back."""
     await connection.execute(
-        """UPDATE projects SET published_seq = greatest(published_seq, n.seq)
-        FROM unnest($1::text[], $2::bigint[]) AS n (id, seq) WHERE projects.id = n.id""",
+        """WITH held AS (
+            SELECT p.id, n.seq FROM unnest($1::text[], $2::bigint[]) AS n (id, seq) JOIN projects p USING (id)
+            ORDER BY p.id FOR UPDATE OF p
+        )
+        UPDATE projects SET published_seq = greatest(published_seq, held.seq) FROM held WHERE projects.id = held.id""",
         list(newest),
         list(newest.values()),
     )

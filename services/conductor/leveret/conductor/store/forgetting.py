@@ -48,11 +48,11 @@ SELECT count(*) FROM old
 """
 
 
-async def forget(connection: Connection, days: int) -> bool:
+async def forget(connection: Connection, days: int) -> int:
     """Drop a batch of what is older than this: refusals, tombstones, orders, deleted VMs with their events.
 
-    Whether there may be more.
+    Returns how many of the kind of which there were most: as many as BATCH, and there may be more.
     """
     counts = [count_of(await connection.execute(statement, days, BATCH)) for statement in _SIMPLE]
     counts += [await connection.fetchval(statement, days, BATCH) for statement in (_VMS, _REFUSALS)]
-    return max(counts) >= BATCH
+    return max(counts)

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -68,12 +69,53 @@ async def snapshot(connection: Connection) -> list[HostSnapshot]:
     return [HostSnapshot(**row) for row in rows]
 
 
-async def lock(connection: Connection, ids: Collection[UUID | None]) -> dict[UUID, HostSnapshot]:
-    """These hosts as they are now, locked until the transaction ends."""
-    if not ids:
+async def lock(
+    connection: Connection, ids: Collection[UUID | None], *, if_failing: Collection[UUID] = ()
+) -> dict[UUID, HostSnapshot]:
+    """These hosts as they are now, locked until the transaction ends; and others, if builds failed on them lately."""
+    if not ids and not if_failing:
         return {}
-    rows = await connection.fetch(f"{_SNAPSHOT} WHERE id = ANY($1) ORDER BY id FOR UPDATE", list(ids))
+    rows = await connection.fetch(
+        f"{_SNAPSHOT} WHERE id = ANY($1) OR (id = ANY($2) AND failures > 0) ORDER BY id FOR UPDATE",
+        list(ids),
+        list(if_failing),
+    )
     return {row["id"]: HostSnapshot(**row) for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A fenced host: the incarnation of its worker that was declared off, and whether the present one is clean."""
+
+    fenced_epoch: int
+    is_clean: bool
+
+
+_FENCED = """
+SELECT id, fenced_epoch, clean_epoch IS NOT DISTINCT FROM epoch AS is_clean FROM hosts
+WHERE state = 'fenced' AND id = ANY($1) ORDER BY id
+"""
+
+
+async def fenced(connection: Connection, ids: Collection[UUID], *, hold: bool = False) -> dict[UUID, Fenced]:
+    """Those of these hosts that are fenced; with `hold` they stay so until the transaction ends."""
+    rows = await connection.fetch(f"{_FENCED} FOR SHARE" if hold else _FENCED, list(ids))
+    return {row["id"]: Fenced(row["fenced_epoch"], row["is_clean"]) for row in rows}
+
+
+async def mark_clean(connection: Connection, epochs: Mapping[UUID, int]) -> None:
+    """These incarnations of fenced hosts' workers have listed nothing of what is over."""
+    for host_id in sorted(epochs):
+        await connection.execute(
+            "UPDATE hosts SET clean_epoch = $2 WHERE id = $1 AND epoch = $2 AND state = 'fenced'",
+            host_id,
+            epochs[host_id],
+        )
+
+
+async def mark_unclean(connection: Connection, ids: Collection[UUID]) -> None:
+    """VMs were taken off these hosts unseen: something of them may be left there."""
+    await connection.execute("UPDATE hosts SET clean_epoch = NULL WHERE id = ANY($1)", list(ids))
 
 
 async def book(connection: Connection, changes: Sequence[Change]) -> None:

@@ -126,12 +126,28 @@ async def lock_unsent(connection: Connection, resend: timedelta, limit: int) -> 
     rows = await connection.fetch(
         f"""{_SELECT}
         WHERE deadline IS NOT NULL AND (sent_at IS NULL OR sent_at < now() - $1::interval)
-          AND host_id IN (SELECT id FROM hosts WHERE state <> 'silent')
+          AND host_id IN (SELECT id FROM hosts WHERE state NOT IN ('silent', 'retired'))
         ORDER BY sent_at NULLS FIRST LIMIT $2 FOR UPDATE SKIP LOCKED""",
         resend,
         limit,
     )
     return [vm for vm in map(Vm.of, rows) if vm.is_lagging]
+
+
+async def lock_stranded(connection: Connection, limit: int) -> list[Vm]:
+    """VMs on hosts that are proven to be off, to which that was not yet applied; unless another conductor is at them.
+
+    A fenced host of which a later incarnation was heard is back: what stands on it goes on.
+    """
+    rows = await connection.fetch(
+        f"""SELECT {", ".join(f"v.{name}" for name in VM_COLUMNS)} FROM vms v JOIN hosts h ON h.id = v.host_id
+        WHERE h.state = 'retired'
+           OR (h.state = 'fenced' AND h.epoch = h.fenced_epoch
+               AND NOT (v.state = 'error' AND v.problem->>'code' = 'host_fenced'))
+        ORDER BY v.id LIMIT $1 FOR UPDATE OF v SKIP LOCKED""",
+        limit,
+    )
+    return [Vm.of(row) for row in rows]
 
 
 async def placed_on(connection: Connection, host_ids: Sequence[UUID]) -> set[UUID]:
@@ -162,6 +178,22 @@ async def new_tokens(connection: Connection, count: int) -> list[int]:
     """Fences for placements: each is larger than any before it."""
     rows = await connection.fetch("SELECT nextval('placement_tokens') AS token FROM generate_series(1, $1)", count)
     return [row["token"] for row in rows]
+
+
+async def outrun_tokens(connection: Connection, token: int) -> int:
+    """Give out no token that is not newer than this one, which a host has. Returns how many had to be passed over.
+
+    There are some when an older copy of the database was restored. Each is drawn, and not the sequence set, so that it
+    cannot go back, whoever else is drawing; of very many the rest is passed over when the host is heard of again.
+    """
+    passed = await connection.fetchval(
+        """SELECT count(nextval('placement_tokens'))
+        FROM (SELECT coalesce(pg_sequence_last_value('placement_tokens'::regclass), 0) AS last) AS given,
+             generate_series(last + 1, least($1::bigint, last + 1000000))""",
+        token,
+    )
+    assert isinstance(passed, int)
+    return passed
 
 
 async def record(connection: Connection, changes: Sequence[Change]) -> list[Change]:
@@ -210,10 +242,21 @@ def _sent(vm: Vm, name: str) -> object:
 
 
 async def _wipe_user_data(connection: Connection, changes: Sequence[Change]) -> None:
-    """Once the guest has read it, or will never: secrets are kept no longer than they are needed."""
-    done = [c.after.id for c in changes if c.after.guest_ready or c.after.state is State.DELETED]
+    """Once the guest has read it, or will never: secrets are kept no longer than they are needed.
+
+    A VM that is to be made anew when its host fails needs it until it is deleted.
+    """
+    done = [
+        c.after.id
+        for c in changes
+        if c.after.state is State.DELETED or (c.after.guest_ready and not c.after.is_made_anew)
+    ]
     if done:
-        await connection.execute("DELETE FROM vm_user_data WHERE vm_id = ANY($1)", done)
+        await connection.execute(
+            """WITH wiped AS (DELETE FROM vm_user_data WHERE vm_id = ANY($1) RETURNING vm_id)
+            UPDATE vms SET user_data_wiped = true FROM wiped WHERE vms.id = wiped.vm_id""",
+            done,
+        )
 
 
 async def put_user_data(connection: Connection, user_data: dict[UUID, bytes]) -> None:
