@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from leveret.conductor import decisions
 from leveret.conductor.decisions import Limits, on_deadline, on_report, on_request
+from leveret.conductor.dispatch import wanted_of
 from leveret.conductor.rows import Change, Vm
 from leveret.shared.documents import DeleteVm, RebootVm, RetryVm, StartVm, StopVm
 from leveret.shared.errors import Code, LeveretError, Problem
-from leveret.shared.lifecycle import MOVES, Desired, Observed, State, Step
+from leveret.shared.lifecycle import MOVES, Desired, Observed, State, Step, Wanted
 from leveret.shared.messages import VmReport
 
 pytestmark = pytest.mark.unit
@@ -128,7 +129,7 @@ def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any], on_host_
                 except LeveretError as error:
                     refusals.add(error.problem.code)
         if change is not None:
-            check(change, is_fenced=fact in {"fenced", "retired"})
+            check(change, is_fenced=isinstance(fact, str) and fact in {"fenced", "retired"})
             vm = change.after
     assert refusals <= {Code.VM_DELETED, Code.STATE_CONFLICT}
     # Law 7: whatever happened, a delete is accepted, and the host's word ends it.
@@ -300,3 +301,18 @@ def test_a_vm_whose_user_data_is_gone_is_not_made_anew_as_another() -> None:
     assert (lost.state, lost.host_id, (lost.problem or {})["code"]) == (State.ERROR, None, Code.HOST_RETIRED)
     with pytest.raises(LeveretError, match="user-data"):
         on_request(lost, RetryVm(), "r", NOW, LIMITS)
+
+
+def test_a_host_that_clears_away_a_failed_build_is_not_told_to_remove_the_vm() -> None:
+    clearing = after(
+        on_report(building(), report(building(), Observed.BUILDING, settled=False, step=Step.CLEANUP), 1, NOW, LIMITS)
+    )
+    assert (clearing.state, clearing.step) == (State.BUILDING, Step.CLEANUP)
+    assert wanted_of(clearing) is Wanted.RUNNING
+    late = after(on_deadline(clearing, NOW + timedelta(hours=1), LIMITS))
+    assert wanted_of(late) is Wanted.ABSENT
+
+
+def test_a_placement_that_its_host_has_removed_is_over_and_not_asked_for_again() -> None:
+    elsewhere = after(on_report(building(), report(building(), Observed.ABSENT), 1, NOW, LIMITS))
+    assert (elsewhere.state, elsewhere.host_id, elsewhere.token) == (State.PENDING, None, None)

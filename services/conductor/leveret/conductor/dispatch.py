@@ -14,7 +14,7 @@ from leveret.shared.bus import Answerer, Delivery, Envelope, Publisher
 from leveret.shared.bus.publishing import DIRECT_REPLY
 from leveret.shared.checks import CheckReport
 from leveret.shared.fault_points import fault_point
-from leveret.shared.lifecycle import Desired, State, Step, Wanted
+from leveret.shared.lifecycle import Desired, State, Wanted
 from leveret.shared.messages import DesiredVm, Image, ListVms, Nic, Verdict
 
 _COMMANDS = f"""
@@ -44,7 +44,7 @@ async def commands_for(connection: Connection, ids: Iterable[UUID]) -> list[Comm
 
 def wanted_of(vm: Vm) -> Wanted:
     """What the host of a VM is told to make true of it."""
-    if vm.desired is Desired.DELETED or vm.step == Step.CLEANUP:
+    if vm.desired is Desired.DELETED or vm.is_given_up:
         return Wanted.ABSENT
     return Wanted(vm.desired)
 
@@ -55,7 +55,7 @@ def _desired(vm: Vm, row: Any) -> DesiredVm:
     return absent(vm, row["epoch"], vm.token).model_copy(
         update={
             "wanted": wanted_of(vm),
-            "may_build": vm.state is State.BUILDING and vm.step != Step.CLEANUP,
+            "may_build": vm.state is State.BUILDING,
             "grace_s": vm.grace_s,
             "ssh_keys": tuple(vm.spec.get("ssh_keys", ())),
             "user_data_base64": base64.b64encode(user_data).decode() if user_data is not None else None,

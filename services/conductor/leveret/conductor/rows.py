@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from leveret.shared.errors import Problem
-from leveret.shared.lifecycle import Desired, State
+from leveret.shared.lifecycle import Desired, State, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,20 @@ class Vm:
         return self.spec.get("on_host_failure") == "restart"
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether it is in error, and its host is to remove what is left of it.
+
+        A host that builds reports the same step when it removes what a failed build left: then nothing is ordered yet.
+        """
+        return self.state is State.ERROR and self.host_id is not None and self.step == Step.CLEANUP
+
+    @property
     def is_lagging(self) -> bool:
         """Whether its host has still something to do for it."""
         if self.host_id is None:
             return False
         if self.state is State.ERROR:
-            return self.step == "cleanup"
+            return self.is_given_up
         return self.state in {State.BUILDING, State.DELETING} or self.observed_generation < self.generation
 
 

@@ -123,7 +123,10 @@ class Link:
         reading.install()
         ending.install()
         connection = await self._connect()
-        closed = asyncio.ensure_future(connection.closed())
+        # aio-pika's `closed()` only tells of a close that was asked for.
+        lost = asyncio.Event()
+        connection.close_callbacks.add(lambda *_: lost.set())
+        closed = asyncio.ensure_future(lost.wait())
         broken = asyncio.ensure_future(self._broken.wait())
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S * 3):

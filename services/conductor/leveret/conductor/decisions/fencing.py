@@ -18,7 +18,7 @@ def on_fence(vm: Vm, host: str, now: datetime, limits: Limits) -> Change | None:
         return None
     if vm.state is State.DELETING:
         return deleted(vm)
-    if vm.state is State.ERROR and vm.step == Step.CLEANUP:
+    if vm.is_given_up:
         return Change(vm, replace(released(vm), step=None, deadline=None))
     problem = Problem.of(Code.HOST_FENCED, f"Host {host} is off, and VM {vm.name} with it.", host=host)
     if vm.state is State.BUILDING or (vm.state in {State.RUNNING, State.STOPPED} and vm.is_made_anew):

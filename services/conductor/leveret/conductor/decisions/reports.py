@@ -53,7 +53,7 @@ def _seen_deleting(vm: Vm, seen: Vm, report: VmReport) -> Change:
 
 
 def _seen_in_error(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limits) -> Change:
-    if report.observed is Observed.ABSENT and vm.step == Step.CLEANUP:
+    if report.observed is Observed.ABSENT and vm.is_given_up:
         return Change(vm, replace(released(seen), step=None, deadline=None))
     is_back = is_waiting_for_its_host(vm) or (vm.problem or {}).get("code") == Code.DOMAIN_MISSING
     if is_back and report.settled and report.observed in {Observed.RUNNING, Observed.STOPPED}:
@@ -63,15 +63,18 @@ def _seen_in_error(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Li
     return Change(vm, seen)
 
 
+def _removed(vm: Vm) -> Problem:
+    """Within a placement absent is final: told to build under the same token, the host would only say it again."""
+    return Problem.of(Code.BUILD_FAILED, f"The host has removed VM {vm.name}, under the token that it was to be built.")
+
+
 def _missing(vm: Vm) -> Problem:
     return Problem.of(Code.DOMAIN_MISSING, f"The host has no domain of VM {vm.name} any more.")
 
 
 def _seen_building(vm: Vm, seen: Vm, report: VmReport, now: datetime, limits: Limits) -> Change:
     if report.observed is Observed.ABSENT:
-        if report.problem is None:
-            return Change(vm, replace(seen, sent_at=None))  # it never heard of it: tell it again
-        return _build_failed(vm, seen, report.problem, now, limits)
+        return _build_failed(vm, seen, report.problem or _removed(vm), now, limits)
     if report.settled and report.observed is not Observed.BUILDING:
         return _settle(vm, seen, report, now, limits)
     steps = tuple(step.model_dump(mode="json") for step in report.steps)

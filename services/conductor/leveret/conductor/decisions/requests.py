@@ -138,7 +138,7 @@ def _retry(vm: Vm, now: datetime, limits: Limits, *, host_is_fenced: bool) -> Ch
     if vm.state is not State.ERROR or is_held:
         raise fail(
             Code.STATE_CONFLICT,
-            f"VM {vm.name} is {vm.state}{' and still being cleaned up' if vm.step == Step.CLEANUP else ''}.",
+            f"VM {vm.name} is {vm.state}{' and still being cleaned up' if vm.is_given_up else ''}.",
             hint="Only a VM in error that no host holds any more can be tried again.",
         )
     if vm.user_data_wiped:
