@@ -481,3 +481,15 @@ async def test_a_database_that_is_not_ready_for_us_is_waited_for(world: World) -
         await eventually(lambda: world.conductor.consumers[0].attentive_s < 0.5)
         await world.db.execute("ALTER TABLE hidden RENAME TO tombstones")
         assert (await asking).accepted
+
+
+async def test_as_many_reboots_as_a_redelivery_may_bring_are_not_done_again(world: World) -> None:
+    host, vm_id = Host(world.rabbit), new_id()
+    async with world.hosts(host):
+        await world.gateway.ask(vm_id, tiny())
+        await host.say(host.seen(await host.command(vm_id), Observed.RUNNING))
+        await world.until(vm_id, State.RUNNING)
+        for _ in range(2):
+            for number in range(20):
+                assert (await world.gateway.ask(vm_id, RebootVm(), request_id=f"reboot-{number}")).accepted
+        assert (await world.row(vm_id))["restarts"] == 20

@@ -94,7 +94,7 @@ async def _lock(connection: Connection, host_id: UUID) -> _Host:
                   (SELECT count(*) FROM vms WHERE host_id = h.id) AS vms,
                   clean_epoch IS NOT DISTINCT FROM epoch AS is_clean,
                   epoch > coalesce(fenced_epoch, epoch) AS is_back
-        FROM hosts h WHERE id = $1 FOR UPDATE""",
+        FROM hosts h WHERE id = $1 FOR NO KEY UPDATE""",
         host_id,
     )
     if row is None:

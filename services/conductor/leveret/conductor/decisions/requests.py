@@ -10,7 +10,8 @@ from leveret.shared.documents import MAX_LABELS, DeleteVm, RebootVm, RetryVm, St
 from leveret.shared.errors import Code, LeveretError, fail
 from leveret.shared.lifecycle import Desired, State, Step
 
-REMEMBERED_REQUESTS = 16
+#: As many as one redelivery may bring: what a conductor holds when it is killed.
+REMEMBERED_REQUESTS = 128
 
 Verb = UpdateVm | DeleteVm | StartVm | StopVm | RebootVm | RetryVm
 

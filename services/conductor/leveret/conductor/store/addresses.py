@@ -9,7 +9,7 @@ from leveret.conductor.database import Connection
 
 _RESERVE = """
 SELECT address FROM addresses WHERE network = $1 AND vm_id IS NULL
-ORDER BY freed_at, address LIMIT $2 FOR UPDATE SKIP LOCKED
+ORDER BY freed_at, address LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 """
 
 

@@ -13,11 +13,13 @@ _NUMBER = """
 WITH fresh AS (
     SELECT id, project_id, row_number() OVER (PARTITION BY project_id ORDER BY id) AS n
     FROM (SELECT id, project_id FROM events WHERE seq IS NULL ORDER BY id LIMIT $1) AS oldest
+), held AS (
+    SELECT p.id, f.n
+    FROM (SELECT project_id, max(n) AS n FROM fresh GROUP BY project_id) AS f JOIN projects p ON p.id = f.project_id
+    ORDER BY p.id FOR NO KEY UPDATE OF p
 ), counted AS (
-    UPDATE projects SET last_seq = last_seq + f.n
-    FROM (SELECT project_id, max(n) AS n FROM fresh GROUP BY project_id) AS f
-    WHERE projects.id = f.project_id
-    RETURNING projects.id, projects.last_seq - f.n AS base
+    UPDATE projects SET last_seq = last_seq + held.n FROM held WHERE projects.id = held.id
+    RETURNING projects.id, projects.last_seq - held.n AS base
 )
 UPDATE events SET seq = counted.base + fresh.n
 FROM fresh JOIN counted ON counted.id = fresh.project_id
@@ -94,7 +96,7 @@ async def mark_published(connection: Connection, newest: dict[str, int]) -> None
     await connection.execute(
         """WITH held AS (
             SELECT p.id, n.seq FROM unnest($1::text[], $2::bigint[]) AS n (id, seq) JOIN projects p USING (id)
-            ORDER BY p.id FOR UPDATE OF p
+            ORDER BY p.id FOR NO KEY UPDATE OF p
         )
         UPDATE projects SET published_seq = greatest(published_seq, held.seq) FROM held WHERE projects.id = held.id""",
         list(newest),

@@ -44,7 +44,7 @@ _BOOK = """
 WITH moved AS (
     SELECT h.id, d.vcpus, d.memory_mib, d.disk_gib
     FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[]) AS d (id, vcpus, memory_mib, disk_gib)
-    JOIN hosts h USING (id) ORDER BY h.id FOR UPDATE OF h
+    JOIN hosts h USING (id) ORDER BY h.id FOR NO KEY UPDATE OF h
 )
 UPDATE hosts SET vcpus_used = vcpus_used + moved.vcpus, memory_mib_used = memory_mib_used + moved.memory_mib,
                  disk_gib_used = disk_gib_used + moved.disk_gib
@@ -76,7 +76,7 @@ async def lock(
     if not ids and not if_failing:
         return {}
     rows = await connection.fetch(
-        f"{_SNAPSHOT} WHERE id = ANY($1) OR (id = ANY($2) AND failures > 0) ORDER BY id FOR UPDATE",
+        f"{_SNAPSHOT} WHERE id = ANY($1) OR (id = ANY($2) AND failures > 0) ORDER BY id FOR NO KEY UPDATE",
         list(ids),
         list(if_failing),
     )
@@ -178,7 +178,7 @@ async def silence(connection: Connection, lease: timedelta) -> list[str]:
         """UPDATE hosts SET state = 'silent',
                             state_reason = 'no heartbeat since ' || to_char(heartbeat_at, 'YYYY-MM-DD HH24:MI:SS TZ')
         WHERE id IN (
-            SELECT id FROM hosts WHERE state = 'up' AND heartbeat_at < now() - $1::interval FOR UPDATE SKIP LOCKED
+            SELECT id FROM hosts WHERE state = 'up' AND heartbeat_at < now() - $1::interval FOR NO KEY UPDATE SKIP LOCKED
         ) RETURNING name""",
         lease,
     )
@@ -192,7 +192,7 @@ async def count_builds(
     if built:
         await connection.execute(
             "UPDATE hosts SET failures = 0 WHERE id IN "
-            "(SELECT id FROM hosts WHERE id = ANY($1) AND failures > 0 ORDER BY id FOR UPDATE)",
+            "(SELECT id FROM hosts WHERE id = ANY($1) AND failures > 0 ORDER BY id FOR NO KEY UPDATE)",
             list(built),
         )
     if not failed:

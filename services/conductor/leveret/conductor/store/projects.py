@@ -49,7 +49,7 @@ def amounts_of(vm: Vm) -> dict[str, int]:
 _ROOM = f"""
 SELECT q.project_id, {", ".join(f"{name}_max, {name}_used" for name in RESOURCES)}
 FROM quotas q WHERE q.project_id = ANY($1) AND NOT q.closed
-ORDER BY q.project_id FOR UPDATE
+ORDER BY q.project_id FOR NO KEY UPDATE
 """
 
 # A counter that is wrong for whatever reason must not keep a VM from going (law 7): it does not sink below nothing.
@@ -127,7 +127,7 @@ async def create(connection: Connection, project: str) -> bool:
 
 async def quota(connection: Connection, project: str) -> dict[str, Any] | None:
     """A project's limits and what it uses, locked; None when there is no such project, or it is closed."""
-    row = await connection.fetchrow("SELECT * FROM quotas WHERE project_id = $1 AND NOT closed FOR UPDATE", project)
+    row = await connection.fetchrow("SELECT * FROM quotas WHERE project_id = $1 AND NOT closed FOR NO KEY UPDATE", project)
     return dict(row) if row is not None else None
 
 
@@ -187,7 +187,7 @@ async def token_named(connection: Connection, project: str, name: str) -> UUID |
 async def revoke_token(connection: Connection, project: str, token_id: UUID) -> tuple[str, bool] | None:
     """The token's name, and whether it was revoked just now; None when the project has no such token."""
     row = await connection.fetchrow(
-        "SELECT name, revoked_at FROM tokens WHERE project_id = $1 AND id = $2 FOR UPDATE", project, token_id
+        "SELECT name, revoked_at FROM tokens WHERE project_id = $1 AND id = $2 FOR NO KEY UPDATE", project, token_id
     )
     if row is None:
         return None

@@ -96,7 +96,7 @@ _SELECT = f"SELECT {', '.join(VM_COLUMNS)} FROM vms"
 
 async def lock(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Vm]:
     """These VMs, locked until the transaction ends. Unknown ids are left out."""
-    rows = await connection.fetch(f"{_SELECT} WHERE id = ANY($1) ORDER BY id FOR UPDATE", list(ids))
+    rows = await connection.fetch(f"{_SELECT} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", list(ids))
     return {row["id"]: Vm.of(row) for row in rows}
 
 
@@ -104,7 +104,7 @@ async def lock_pending(connection: Connection, limit: int) -> list[Vm]:
     """VMs that wait for a host, oldest first, unless another conductor is at them."""
     rows = await connection.fetch(
         f"""{_SELECT} WHERE state = 'pending' AND deadline > now()
-        ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED""",
+        ORDER BY created_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED""",
         limit,
     )
     return [Vm.of(row) for row in rows]
@@ -114,7 +114,7 @@ async def lock_late(connection: Connection, backstop: timedelta, limit: int) -> 
     """VMs whose deadline has passed, builds by `backstop`, unless another conductor is at them."""
     rows = await connection.fetch(
         f"""{_SELECT} WHERE deadline <= now() AND (state <> 'building' OR deadline <= now() - $1::interval)
-        ORDER BY deadline LIMIT $2 FOR UPDATE SKIP LOCKED""",
+        ORDER BY deadline LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED""",
         backstop,
         limit,
     )
@@ -127,7 +127,7 @@ async def lock_unsent(connection: Connection, resend: timedelta, limit: int) -> 
         f"""{_SELECT}
         WHERE deadline IS NOT NULL AND (sent_at IS NULL OR sent_at < now() - $1::interval)
           AND host_id IN (SELECT id FROM hosts WHERE state NOT IN ('silent', 'retired'))
-        ORDER BY sent_at NULLS FIRST LIMIT $2 FOR UPDATE SKIP LOCKED""",
+        ORDER BY sent_at NULLS FIRST LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED""",
         resend,
         limit,
     )
@@ -144,7 +144,7 @@ async def lock_stranded(connection: Connection, limit: int) -> list[Vm]:
         WHERE h.state = 'retired'
            OR (h.state = 'fenced' AND h.epoch = h.fenced_epoch
                AND NOT (v.state = 'error' AND v.problem->>'code' = 'host_fenced'))
-        ORDER BY v.id LIMIT $1 FOR UPDATE OF v SKIP LOCKED""",
+        ORDER BY v.id LIMIT $1 FOR NO KEY UPDATE OF v SKIP LOCKED""",
         limit,
     )
     return [Vm.of(row) for row in rows]
