@@ -62,8 +62,9 @@ TokenId = Annotated[UUID, Path(), BeforeValidator(_as_ids_are_written)]
 Place = Annotated[Annotated[int, Field(ge=0, le=BIGINT_MAX)] | Literal["latest"], BeforeValidator(_a_place)]
 
 Text = Annotated[str, Field(max_length=256, pattern=r"^[^\x00]*$")]
+#: All of them, written out as bytes, fit into what a web server takes for an address (64 KiB).
 Selector = Annotated[
-    str, Field(max_length=2048, pattern=r"^[^\x00]*$", json_schema_extra={"pattern": selectors.PATTERN})
+    str, Field(max_length=512, pattern=r"^[^\x00]*$", json_schema_extra={"pattern": selectors.PATTERN})
 ]
 
 
@@ -97,7 +98,7 @@ class ListParams(_Params):
     )
     label: list[Selector] = Field(
         default=[],
-        max_length=32,
+        max_length=8,
         description=f"Only those with such labels: {selectors.FORMS}. Of several, given again or after commas, "
         "all must be met.",
     )

@@ -6,20 +6,18 @@ from typing import Any
 from leveret.conductor.database import Connection, Row
 from leveret.conductor.rows import Event, Fact
 
-#: One relay at a time numbers events.
+#: One relay at a time numbers events, or notes what is published: each writes the rows of many projects.
 RELAY_LOCK = 0x6C6576656E7473
 
 _NUMBER = """
 WITH fresh AS (
     SELECT id, project_id, row_number() OVER (PARTITION BY project_id ORDER BY id) AS n
     FROM (SELECT id, project_id FROM events WHERE seq IS NULL ORDER BY id LIMIT $1) AS oldest
-), held AS (
-    SELECT p.id, f.n
-    FROM (SELECT project_id, max(n) AS n FROM fresh GROUP BY project_id) AS f JOIN projects p ON p.id = f.project_id
-    ORDER BY p.id FOR NO KEY UPDATE OF p
 ), counted AS (
-    UPDATE projects SET last_seq = last_seq + held.n FROM held WHERE projects.id = held.id
-    RETURNING projects.id, projects.last_seq - held.n AS base
+    UPDATE projects SET last_seq = last_seq + f.n
+    FROM (SELECT project_id, max(n) AS n FROM fresh GROUP BY project_id) AS f
+    WHERE projects.id = f.project_id
+    RETURNING projects.id, projects.last_seq - f.n AS base
 )
 UPDATE events SET seq = counted.base + fresh.n
 FROM fresh JOIN counted ON counted.id = fresh.project_id
@@ -93,12 +91,10 @@ async def unpublished(connection: Connection, limit: int) -> list[Row]:
 
 async def mark_published(connection: Connection, newest: dict[str, int]) -> None:
     """Up to here the broker has them. Another relay may have come further: it never goes back."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", RELAY_LOCK)
     await connection.execute(
-        """WITH held AS (
-            SELECT p.id, n.seq FROM unnest($1::text[], $2::bigint[]) AS n (id, seq) JOIN projects p USING (id)
-            ORDER BY p.id FOR NO KEY UPDATE OF p
-        )
-        UPDATE projects SET published_seq = greatest(published_seq, held.seq) FROM held WHERE projects.id = held.id""",
+        """UPDATE projects SET published_seq = greatest(published_seq, n.seq)
+        FROM unnest($1::text[], $2::bigint[]) AS n (id, seq) WHERE projects.id = n.id""",
         list(newest),
         list(newest.values()),
     )

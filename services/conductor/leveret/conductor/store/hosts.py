@@ -178,7 +178,8 @@ async def silence(connection: Connection, lease: timedelta) -> list[str]:
         """UPDATE hosts SET state = 'silent',
                             state_reason = 'no heartbeat since ' || to_char(heartbeat_at, 'YYYY-MM-DD HH24:MI:SS TZ')
         WHERE id IN (
-            SELECT id FROM hosts WHERE state = 'up' AND heartbeat_at < now() - $1::interval FOR NO KEY UPDATE SKIP LOCKED
+            SELECT id FROM hosts WHERE state = 'up' AND heartbeat_at < now() - $1::interval
+            FOR NO KEY UPDATE SKIP LOCKED
         ) RETURNING name""",
         lease,
     )

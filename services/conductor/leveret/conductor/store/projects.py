@@ -127,7 +127,9 @@ async def create(connection: Connection, project: str) -> bool:
 
 async def quota(connection: Connection, project: str) -> dict[str, Any] | None:
     """A project's limits and what it uses, locked; None when there is no such project, or it is closed."""
-    row = await connection.fetchrow("SELECT * FROM quotas WHERE project_id = $1 AND NOT closed FOR NO KEY UPDATE", project)
+    row = await connection.fetchrow(
+        "SELECT * FROM quotas WHERE project_id = $1 AND NOT closed FOR NO KEY UPDATE", project
+    )
     return dict(row) if row is not None else None
 
 
