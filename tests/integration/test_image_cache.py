@@ -306,6 +306,33 @@ async def test_an_endless_answer_ends_at_the_limit(world: World, plain: bytes) -
     assert error.problem.code is Code.IMAGE_TOO_LARGE
 
 
+async def test_an_endless_answer_ends_at_what_the_disk_can_be_of(
+    world: World, plain: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "GIB", 1024 * 1024)
+    async with serving(endless) as site:
+        error = await world.refusal(world.image(plain, site.url()), disk_gib=3)
+
+    assert error.problem.code is Code.IMAGE_TOO_LARGE
+    assert "the VM's disk has 3 GiB" in error.problem.message
+
+
+async def test_a_larger_disk_that_waits_for_the_same_image_lets_it_be_larger(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "GIB", 1024 * 1024)
+    content = os.urandom(5 * 1024 * 1024)
+    async with serving(answering(content, pause_s=0.2)) as site:
+        image = world.image(content, site.url(), "raw")
+        small, large = await asyncio.gather(
+            world.fetch(image, disk_gib=1), world.fetch(image, disk_gib=5), return_exceptions=True
+        )
+
+    assert isinstance(small, LeveretError)  # it is there, and larger than this one's disk
+    assert small.problem.code is Code.IMAGE_TOO_LARGE
+    assert isinstance(large, Path)
+
+
 async def test_an_answer_that_announces_too_much_is_not_read(world: World, plain: bytes) -> None:
     world.made(image_max_bytes=1000)
     async with serving(answering(plain, pause_s=60)) as site:
@@ -323,7 +350,16 @@ async def test_a_server_that_falls_silent_is_given_up(world: World, plain: bytes
     assert error.problem.code is Code.IMAGE_UNREACHABLE
 
 
-async def test_a_server_that_trickles_is_given_up_after_the_whole_time(world: World, plain: bytes) -> None:
+async def test_a_server_that_trickles_is_given_up_long_before_the_whole_time(world: World, plain: bytes) -> None:
+    world.made(image_idle_s=0.5)
+    async with serving(trickle) as site:
+        error = await world.refusal(world.image(plain, site.url()))
+
+    assert error.problem.code is Code.IMAGE_UNREACHABLE
+    assert "256 KiB in 0.5 s" in error.problem.message
+
+
+async def test_a_server_that_is_slow_is_given_up_after_the_whole_time(world: World, plain: bytes) -> None:
     world.made(image_timeout_s=0.5)
     async with serving(trickle) as site:
         error = await world.refusal(world.image(plain, site.url()))

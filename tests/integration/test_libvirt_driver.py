@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gc
 import hashlib
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -25,6 +27,7 @@ from peers import eventually
 
 from leveret.compute.driver import Power, build_verbs
 from leveret.compute.libvirt_driver import LibvirtDriver, LibvirtSettings, kvm_probe
+from leveret.compute.libvirt_driver.door import Door, NoDomainError
 from leveret.shared.errors import Code, LeveretError
 from leveret.shared.ids import mac_for, new_id
 from leveret.shared.lifecycle import Wanted
@@ -655,6 +658,27 @@ async def test_a_hanging_libvirtd_fails_calls_in_time_and_blocks_nothing(
         host.changes.clear()
         host.qemu(vm).kill()
         await eventually(lambda: vm.vm_id in host.changes, what="events come again")
+
+
+async def test_an_error_that_is_kept_keeps_no_domain_and_so_no_connection(host: Host) -> None:
+    """libvirt closes a connection when the last of its domains is dropped: that must not be on the event loop."""
+    vm = host.vm(memory_mib=64)
+    await host.build(vm)
+    domains = []
+
+    def fail_with_a_domain_in_hand(door: Door) -> None:
+        domain = door._domain(vm.vm_id)
+        domains.append(weakref.ref(domain))
+        raise NoDomainError(str(domain))
+
+    gc.disable()
+    try:
+        with pytest.raises(LeveretError) as caught:
+            await host.driver._connection.call(fail_with_a_domain_in_hand)
+        assert caught.value.__cause__ is not None
+        assert [domain() for domain in domains] == [None]
+    finally:
+        gc.enable()
 
 
 async def test_a_connection_that_the_keepalive_ended_frees_the_calls_on_it(

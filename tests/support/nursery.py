@@ -1,7 +1,7 @@
 """A nursery: a process that has imported Leveret's services already and forks them, so that a killed one is soon back.
 
-What it forks is the real process: main() with its own environment, log and pid file. Only the importing is spared, which
-is most of what a start costs.
+What it forks is the real process: main() with its own environment, log and pid file. Only the importing is spared,
+which is most of what a start costs.
 """
 
 import importlib

@@ -130,3 +130,15 @@ async def test_a_cancelled_caller_of_a_hanging_call_leaves_when_the_time_is_up(g
     with pytest.raises(asyncio.CancelledError):
         await task
     assert calls.hung == 1
+
+
+async def test_it_is_known_for_whom_a_call_hangs_until_it_has_come_back(gate: threading.Event) -> None:
+    calls = lane()
+    with pytest.raises(LeveretError):
+        await calls.run(gate.wait, timeout_s=0.01, doing="waiting", of="a")
+
+    assert calls.hangs("a")
+    assert not calls.hangs("b")
+    gate.set()
+    await until(lambda: not calls.hangs("a"))
+    assert calls.hung == 0

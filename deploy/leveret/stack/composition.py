@@ -16,7 +16,7 @@ USUAL_API_PORT = 8420
 
 #: The conductor is ready when it hears all that it must hear.
 _CONSUMES = tuple(
-    f'leveret_consuming{{queue="leveret.conductor.{queue}"}} 1.0' for queue in ("requests", "reports", "heartbeats")
+    f'leveret_consuming{{queue="leveret.conductor.{queue}"}} 1.0' for queue in ("requests", "reports", "beats")
 )
 
 

@@ -86,6 +86,27 @@ class Membership:
     admin_password: str
     epmd_port: int
 
+    def settings(self) -> dict[str, str]:
+        """Return the node's own part of rabbitmq.conf.
+
+        A node that sees none of the others lets go of its clients, who then find one of those. `pause_minority` alone
+        would do that too, but a node that merely hung may see the others again before it has noticed that they had
+        given it up: it would stay parted from them for good, with queues and bindings that only it knows of. Healing
+        restarts it. What is lost is what is declared anew anyway: without a majority no quorum queue takes anything.
+        """
+        handling = "cluster_partition_handling"
+        others = [node for node in self.nodes if node != self.node]
+        return {
+            "cluster_formation.peer_discovery_backend": "classic_config",
+            handling: "pause_if_all_down",
+            f"{handling}.pause_if_all_down.recover": "autoheal",
+            **{f"{handling}.pause_if_all_down.nodes.{n}": f"{node}@localhost" for n, node in enumerate(others, 1)},
+            **{
+                f"cluster_formation.classic_config.nodes.{n}": f"{node}@localhost"
+                for n, node in enumerate(self.nodes, 1)
+            },
+        }
+
 
 class Rabbit:
     """A RabbitMQ server of its own: port, node, name service, users, data and logs in one directory.
@@ -393,12 +414,7 @@ class Rabbit:
             "log.file.rotation.count": "2",
         }
         if self._membership is not None:
-            settings |= {
-                "cluster_formation.peer_discovery_backend": "classic_config",
-                "cluster_partition_handling": "pause_minority",
-            }
-            for number, node in enumerate(self._membership.nodes, 1):
-                settings[f"cluster_formation.classic_config.nodes.{number}"] = f"{node}@localhost"
+            settings |= self._membership.settings()
         if self.metrics:
             settings |= {"prometheus.tcp.ip": "127.0.0.1", "prometheus.tcp.port": str(ports["metrics"])}
         if self.management:

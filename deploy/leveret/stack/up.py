@@ -34,7 +34,7 @@ _FRESH_S = 15.0
 _LOOK_S = 0.1
 
 #: What conductors and APIs declare, so that a broker that lost everything is furnished by whoever comes first.
-_CORE = r"^leveret\.(requests|hosts|reports|heartbeats|dead|conductor\.(requests|reports|heartbeats))$"
+_CORE = r"^leveret\.(requests|hosts|reports|heartbeats|dead|conductor\.(requests|reports|beats))$"
 #: Broker users: what each may configure, write and read. The default exchange is where replies go.
 BROKER_USERS = {
     "leveret-api": (_CORE, _CORE, _CORE),

@@ -59,7 +59,7 @@ _QUORUM: dict[str, Any] = {
 REQUESTS_QUEUE = Queue("leveret.conductor.requests", "requests", _QUORUM, ((REQUESTS, "#"),))
 REPORTS_QUEUE = Queue("leveret.conductor.reports", "reports", _QUORUM, ((REPORTS, "report"),))
 HEARTBEATS_QUEUE = Queue(
-    "leveret.conductor.heartbeats",
+    "leveret.conductor.beats",
     "heartbeats",
     {"x-queue-type": "quorum", "x-message-ttl": 15_000, "x-max-length": 10_000, "x-overflow": "drop-head"},
     ((HEARTBEATS, "heartbeat"),),
@@ -76,7 +76,7 @@ DEAD_QUEUE = Queue(
 def host_queue(host_id: UUID) -> Queue:
     """A host's own queue, which nobody else can consume. The sweeper repeats what is lost with it."""
     return Queue(
-        f"leveret.host.{host_id}",
+        f"leveret.host.{host_id}.commands",
         "commands",
         {"x-max-length": 10_000, "x-overflow": "drop-head"},
         ((HOSTS, str(host_id)),),

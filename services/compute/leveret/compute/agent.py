@@ -41,7 +41,7 @@ class Limits:
     """
 
     builds: int = 8
-    fetches: int = 4
+    fetches: int = 32
     consoles: int = 4
     graves: int = 1000
     step_s: float = 60.0

@@ -251,7 +251,7 @@ class Keeper:
 
     async def _fetch(self, wish: DesiredVm) -> None:
         fetches, sha256, fetched = self._host.fetches, wish.image.sha256, False
-        await fetches.enter(sha256)
+        await fetches.enter(sha256, wish.project)
         try:
             await self._step(Step.IMAGE, wish)
             fetched = True

@@ -26,7 +26,9 @@ class ComputeSettings(ServiceSettings):
     labels: Labels = Field(default={}, description='Labels that placements may ask for, as JSON: {"disk": "ssd"}.')
     heartbeat_s: float = Field(default=5.0, gt=0, le=60, description="Time between heartbeats.")
     build_concurrency: int = Field(default=8, ge=1, le=1024, description="Builds that make disks and domains at once.")
-    fetch_concurrency: int = Field(default=4, ge=1, le=256, description="Different images fetched at once.")
+    fetch_concurrency: int = Field(
+        default=32, ge=1, le=256, description="Different images fetched at once, at most half of them for one project."
+    )
 
     reserve_vcpus: int = Field(default=0, ge=0, description="CPUs kept for the host itself.")
     reserve_memory_mib: int = Field(default=512, ge=0, description="Memory kept for the host itself.")

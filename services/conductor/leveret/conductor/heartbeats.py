@@ -24,7 +24,7 @@ ASK_AGAIN_S = 60.0
 
 
 class HeartbeatHandler:
-    """Handles `leveret.conductor.heartbeats`."""
+    """Handles `leveret.conductor.beats`."""
 
     def __init__(self, pool: Pool, publisher: Publisher) -> None:
         self._pool = pool

@@ -114,9 +114,10 @@ class Connection:
         except LeveretError:
             raise
         except NoDomainError as error:
-            raise fail(code, f"There is no domain any more, found while {doing}.") from error
-        except Exception as error:
-            raise told(error, code, doing, alive=door is not None and door.is_alive()) from error
+            raise fail(code, f"There is no domain any more, found while {doing}.") from _without_frames(error)
+        except Exception as error:  # the rim: the binding may raise anything  # noqa: BLE001  (it is told)
+            alive = door is not None and door.is_alive()
+            raise told(error, code, doing, alive=alive) from _without_frames(error)
         finally:
             if door is not None:
                 self._give_back(door, listener)
@@ -198,7 +199,11 @@ class Connection:
 
         def attempt() -> Door:
             door = self._open_door()
-            door.listen(from_libvirt)
+            try:
+                door.listen(from_libvirt)
+            except BaseException:
+                door.close()
+                raise
             return door
 
         opening = in_thread("libvirt-open", attempt)
@@ -216,6 +221,18 @@ class Connection:
         self._opened.set()
         log.info("libvirt.connected", uri=self._settings.uri)
         self._on_open()
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The error without what its frames hold on to. A domain among that keeps its connection open, which would then be
+    closed where the error is dropped: on the event loop, for as long as libvirtd hangs."""
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in chain:  # one may be its own cause
+        one.__traceback__ = None
+        chain.append(one)
+        one = one.__cause__ or one.__context__
+    return error
 
 
 def _close_late(opening: "asyncio.Future[Door]") -> None:

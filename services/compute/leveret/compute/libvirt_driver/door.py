@@ -84,7 +84,11 @@ class Door:
         """Connect. Blocks for as long as libvirtd does: the keepalive begins afterwards."""
         _ensure_event_loop()
         connection = libvirt.open(uri)
-        connection.setKeepAlive(keepalive_interval_s, keepalive_count)
+        try:
+            connection.setKeepAlive(keepalive_interval_s, keepalive_count)
+        except BaseException:
+            connection.close()
+            raise
         return cls(connection)
 
     def listen(self, on_event: OnEvent) -> None:
@@ -206,7 +210,8 @@ class Door:
         try:
             return self._connection.lookupByUUID(vm_id.bytes)
         except libvirt.libvirtError as error:
-            raise _no_domain(error) from error
+            _raise_if_missing(error)
+            raise
 
     def _unless_off(self, verb: Callable[[Any], object], vm_id: UUID) -> bool:
         domain = self._domain(vm_id)
@@ -215,7 +220,8 @@ class Door:
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and not domain.isActive():
                 return False
-            raise _no_domain(error) from error
+            _raise_if_missing(error)
+            raise
         return True
 
     # Networks.
@@ -280,7 +286,8 @@ def _see(domain: Any) -> Seen:
         metadata = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_CURRENT)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
-            raise _no_domain(error) from error
+            _raise_if_missing(error)
+            raise
         metadata = None
     if state == libvirt.VIR_DOMAIN_SHUTOFF:
         return Seen(vm_id, metadata, Power.OFF, _OFF.get(reason, Off.OTHER))
@@ -288,11 +295,10 @@ def _see(domain: Any) -> Seen:
     return Seen(vm_id, metadata, Power.RUNNING, io_error=stopped_by_disk)
 
 
-def _no_domain(error: Exception) -> Exception:
-    """NoDomainError for libvirt's way of saying it, or the error itself."""
+def _raise_if_missing(error: Exception) -> None:
+    """Raise NoDomainError if that is what libvirt says."""
     if isinstance(error, libvirt.libvirtError) and error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-        return NoDomainError(str(error))
-    return error
+        raise NoDomainError(str(error)) from error
 
 
 def told(error: Exception, code: Code, doing: str, *, alive: bool) -> LeveretError:

@@ -22,6 +22,8 @@ Address = IPv4Address | IPv6Address
 InThread = Callable[..., Awaitable[Any]]
 
 CHUNK_BYTES = 1024 * 1024
+#: Who does not send as much in `image_idle_s` is given up: at that pace no image is there before any deadline.
+PACE_BYTES = 256 * 1024
 MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 _WELL_KNOWN_PORTS = {"http": 80, "https": 443}
@@ -77,10 +79,24 @@ class Fetcher:
             try:
                 async with self._answer(client, url) as response:
                     length = response.headers.get("content-length", "")
-                    yield Source(int(length) if length.isdecimal() else None, response.aiter_raw(CHUNK_BYTES))
+                    yield Source(int(length) if length.isdecimal() else None, self._paced(url, response))
             except httpx2.HTTPError as error:
                 said = str(error) or type(error).__name__
                 raise fail(Code.IMAGE_UNREACHABLE, f"{_shown(url)} cannot be fetched: {said}.") from error
+
+    async def _paced(self, url: str, response: httpx2.Response) -> AsyncIterator[bytes]:
+        """The bytes of an answer, as long as they come in time."""
+        chunks, idle_s = response.aiter_raw(PACE_BYTES), self._settings.image_idle_s
+        while True:
+            try:
+                async with asyncio.timeout(idle_s):
+                    chunk = await anext(chunks, None)
+            except TimeoutError as error:
+                slow = f"{_shown(url)} sends less than {PACE_BYTES // 1024} KiB in {idle_s:g} s"
+                raise fail(Code.IMAGE_UNREACHABLE, f"{slow}: too slowly for any image.") from error
+            if chunk is None:
+                return
+            yield chunk
 
     @asynccontextmanager
     async def _answer(self, client: httpx2.AsyncClient, url: str) -> AsyncIterator[httpx2.Response]:

@@ -33,6 +33,8 @@ GIB = 1024**3
 #: How often a fetch of unknown length looks at the space that is left.
 SPACE_EVERY_BYTES = 64 * 1024 * 1024
 _TEMPORARY = ".fetching"
+#: What an image may have more than the disk it is for: its own tables, and snapshots. Nobody waits for an endless one.
+SLACK = 2
 
 
 class Images:
@@ -64,7 +66,7 @@ class Images:
         try:
             virtual_bytes = await self._in_thread(_touch, path, image)
             if virtual_bytes is None:
-                await self._fetch_once(image)
+                await self._fetch_once(image, SLACK * disk_gib * GIB)
                 virtual_bytes = await self._in_thread(_touch, path, image)
             if virtual_bytes is None:
                 raise fail(Code.IMAGE_UNREACHABLE, f"{path.name} was removed from the cache by somebody else.")
@@ -108,16 +110,17 @@ class Images:
                 f"{self._settings.disk_reserve_gib:g} GiB are kept in reserve.",
             )
 
-    async def _fetch_once(self, image: Image) -> None:
+    async def _fetch_once(self, image: Image, most_bytes: int) -> None:
         """Fetch, or wait for the fetch under way. A failure is everybody's who waited; the next one tries anew.
 
-        The fetch goes on while one of those who wait for it is left.
+        The fetch goes on while one of those who wait for it is left, up to what the largest of their disks can be of.
         """
         fetch = self._fetches.get(image)
         if fetch is None:
-            fetch = _Fetch(asyncio.create_task(self._fetch(image), name=f"fetch-{image.sha256[:12]}"))
-            self._fetches[image] = fetch
+            fetch = self._fetches[image] = _Fetch(self._settings.image_max_bytes)
+            fetch.task = asyncio.create_task(self._fetch(image, fetch), name=f"fetch-{image.sha256[:12]}")
             fetch.task.add_done_callback(partial(self._fetch_ended, image, fetch))
+        fetch.allow(most_bytes)
         fetch.waiting += 1
         try:
             await asyncio.shield(fetch.task)
@@ -132,7 +135,7 @@ class Images:
         if self._fetches.get(image) is fetch:
             del self._fetches[image]
 
-    async def _fetch(self, image: Image) -> None:
+    async def _fetch(self, image: Image, fetch: "_Fetch") -> None:
         temporary = (
             self._pool.images / f".{image.sha256}.{image.format}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}"
         )
@@ -140,7 +143,7 @@ class Images:
         try:
             try:
                 async with asyncio.timeout(self._settings.image_timeout_s):
-                    size_bytes = await self._receive(image, temporary)
+                    size_bytes = await self._receive(image, temporary, fetch)
             except TimeoutError as error:
                 raise fail(
                     Code.IMAGE_UNREACHABLE, f"The image did not arrive within {self._settings.image_timeout_s:g} s."
@@ -154,18 +157,18 @@ class Images:
         seconds = round(time.monotonic() - started, 3)
         log.info("image.fetched", image=self.path(image).name, bytes=size_bytes, seconds=seconds)
 
-    async def _receive(self, image: Image, temporary: Path) -> int:
+    async def _receive(self, image: Image, temporary: Path, fetch: "_Fetch") -> int:
         """Write the source's bytes to a file while they are hashed; their number."""
         digest = hashlib.sha256()
         size_bytes = checked_bytes = 0
         async with self._fetcher.open(image.url) as source:
-            self._check_size(source.size_bytes or 0)
+            fetch.check_size(source.size_bytes or 0)
             await self.check_space(source.size_bytes or 0)
             file = await self._create(temporary)
             try:
                 async for chunk in source.chunks:
                     size_bytes += len(chunk)
-                    self._check_size(size_bytes)
+                    fetch.check_size(size_bytes)
                     if size_bytes - checked_bytes >= SPACE_EVERY_BYTES:
                         checked_bytes = size_bytes
                         await self.check_space(0)
@@ -202,10 +205,6 @@ class Images:
             raise
         return made[0]
 
-    def _check_size(self, size_bytes: int) -> None:
-        if size_bytes > (limit := self._settings.image_max_bytes):
-            raise fail(Code.IMAGE_TOO_LARGE, f"The image has more than the {limit} bytes that this host fetches.")
-
     async def _inspect(self, path: Path, image: Image) -> None:
         header = await self._in_thread(qemu_img.read_header, path, image.format)
         if header.backing_file is not None:
@@ -220,11 +219,28 @@ class Images:
 
 
 class _Fetch:
-    """One fetch under way, and how many wait for it."""
+    """One fetch under way, how many wait for it, and how much they wait for at most."""
 
-    def __init__(self, task: asyncio.Task[None]) -> None:
-        self.task = task
+    task: asyncio.Task[None]
+
+    def __init__(self, host_max_bytes: int) -> None:
         self.waiting = 0
+        self._host_max_bytes = host_max_bytes
+        self._wanted_bytes = 0
+
+    def allow(self, most_bytes: int) -> None:
+        """Somebody waits for an image of up to so many bytes."""
+        self._wanted_bytes = max(self._wanted_bytes, most_bytes)
+
+    def check_size(self, size_bytes: int) -> None:
+        """Raises `image_too_large` when nobody has any use for so many bytes."""
+        if size_bytes > (limit := self._host_max_bytes):
+            raise fail(Code.IMAGE_TOO_LARGE, f"The image has more than the {limit} bytes that this host fetches.")
+        if size_bytes > (limit := self._wanted_bytes):
+            disk_gib = limit // SLACK // GIB
+            raise fail(
+                Code.IMAGE_TOO_LARGE, f"The image has more than {limit} bytes; the VM's disk has {disk_gib} GiB."
+            )
 
 
 @contextmanager

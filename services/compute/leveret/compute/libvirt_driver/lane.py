@@ -96,6 +96,8 @@ def in_thread(name: str, call: Callable[..., T], *args: Any) -> "asyncio.Future[
             loop.call_soon_threadsafe(settle, set_it)
         except RuntimeError:
             return  # the event loop was closed meanwhile: nobody is left to tell
+        finally:
+            del set_it  # an error holds on to this frame, which must not hold on to the error
 
     threading.Thread(target=body, name=name, daemon=True).start()
     return future

@@ -1,0 +1,202 @@
+"""Row 23 of the fault table: a project that asks for fifty times its share, and the others.
+
+Timings are compared within one run, quiet and noisy in turn, since they depend on the machine; the order of service is
+counted.
+"""
+
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from installation import Installation, installed
+from load import whole
+from peers import Asker, eventually, tiny
+
+from leveret.client import Leveret
+from leveret.client.amqp import LeveretAmqp
+from leveret.shared import topology
+from leveret.shared.documents import CreateToken, UpdateQuota
+from leveret.shared.ids import new_id
+from leveret.stack.layout import Options
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
+
+TIMES = 50
+#: What the noisy project may ask for in a second over each door, and does fifty times.
+SHARE_PER_S = {"amqp": 8, "rest": 4}
+SAMPLES = 60
+#: In one batch of a conductor, of one project, while others wait: see `share` in leveret.conductor.app.
+SHARE_OF_BATCH = 16
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[Installation]:
+    with installed(Options(conductors=1, fake_hosts=2, libvirt=False)) as installation:
+        installation.reconfigure("fake-hosts", LEVERET_SIMULATE_VCPUS="5000")
+        installation.wait_ready()
+        asyncio.run(furnish(installation))
+        yield installation
+
+
+async def furnish(house: Installation) -> None:
+    """Two noisy projects, one over each door, and a quiet one, each with a broker user of the same name."""
+    async with house.client() as admin:
+        for door, share in SHARE_PER_S.items():
+            await admin.create_project(f"noisy-{door}", UpdateQuota(requests_per_s=share, request_burst=share))
+        await admin.create_project("quiet")
+        await admin.create_project("busy")
+        for project in ("noisy-amqp", "quiet", "busy"):
+            await asyncio.to_thread(house.rabbit.create_client, project, project)
+            await admin.add_amqp_user(project, project)
+
+
+async def token_of(house: Installation, project: str) -> str:
+    async with house.client() as admin:
+        return (await admin.create_token(project, CreateToken(name=f"t-{new_id().hex[:20]}"))).token
+
+
+Create = Callable[[UUID], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def doors(house: Installation) -> AsyncIterator[dict[str, Leveret | LeveretAmqp]]:
+    """The ways in, for the quiet project."""
+    async with AsyncExitStack() as stack:
+        url = house.rabbit.url_of("quiet")
+        yield {
+            "rest": await stack.enter_async_context(Leveret(house.url, await token_of(house, "quiet"), retry_for_s=0)),
+            "amqp": await stack.enter_async_context(LeveretAmqp(url, "quiet", waits=False, retry_for_s=0)),
+        }
+
+
+async def sample(client: Leveret | LeveretAmqp) -> float:
+    """The 99th percentile of the seconds from asking for a VM to the verdict."""
+    took = []
+    for _ in range(SAMPLES):
+        vm_id, began = new_id(), time.perf_counter()
+        await client.create(tiny(), vm_id=vm_id)
+        took.append(time.perf_counter() - began)
+        await client.delete(vm_id)
+    return statistics.quantiles(took, n=100)[98]
+
+
+@asynccontextmanager
+async def noise(house: Installation, door: str) -> AsyncIterator[dict[str, Any]]:
+    """Fifty times the share of the noisy project at this door, from a process of its own; what came of it is filled in."""
+    url = house.rabbit.url_of("noisy-amqp") if door == "amqp" else house.url
+    token = await token_of(house, f"noisy-{door}")
+    argv = [sys.executable, str(Path(__file__).parents[1] / "support" / "noise.py"), door, url, token]
+    process = await asyncio.create_subprocess_exec(
+        *argv, str(TIMES * SHARE_PER_S[door]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"on\n"
+    heard: dict[str, Any] = {}
+    try:
+        yield heard
+    finally:
+        process.stdin.close()
+        heard.update(json.loads(await process.stdout.read()))
+        await process.wait()
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(9, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("door", ["amqp", "rest"])
+async def test_fifty_times_a_share_is_refused_and_costs_the_others_little(
+    house: Installation, door: str, rounds: int, record_property: Any
+) -> None:
+    ratios: dict[str, list[float]] = {"rest": [], "amqp": []}
+    asked = refused = accepted = 0
+    began = time.monotonic()
+    async with doors(house) as clients:
+        for client in clients.values():
+            await sample(client)
+        for _ in range(rounds):
+            for way, client in clients.items():
+                quiet_s = await sample(client)
+                async with noise(house, door) as heard:
+                    noisy_s = await sample(client)
+                ratios[way].append(noisy_s / quiet_s)
+                asked += heard["asked"]
+                refused += heard["answers"].get("rate_limited", 0)
+                accepted += heard["answers"].get("accepted", 0)
+    took_s = time.monotonic() - began
+    middle = {way: statistics.median(found) for way, found in ratios.items()}
+    print(f"{door}: p99 of others x {middle}, asked {asked}, refused {refused}, accepted {accepted}")
+    record_property("p99_ratios", {way: [round(one, 2) for one in found] for way, found in ratios.items()})
+    # Strictly counted: no more than the share is carried out. The rest is refused, or was never answered any more.
+    assert accepted <= SHARE_PER_S[door] * (took_s + 1)
+    assert refused > accepted
+    # Generously, since this machine has other things to do: wanted is 2.
+    assert max(middle.values()) <= 3, ratios
+    await tidy(house)
+
+
+async def tidy(house: Installation) -> None:
+    """All is deleted, and everything is as it should be."""
+    rows = await house.query("SELECT DISTINCT project_id FROM vms WHERE state <> 'deleted'")
+    for project in [row["project_id"] for row in rows]:
+        await house.query(
+            "UPDATE quotas SET requests_per_s = 5000, request_burst = 50000 WHERE project_id = $1", project
+        )
+        async with Leveret(house.url, await token_of(house, project)) as owner:
+            await asyncio.gather(*[owner.delete(vm.id) async for vm in owner.list()])
+    for door, share in SHARE_PER_S.items():
+        await house.query(
+            "UPDATE quotas SET requests_per_s = $2, request_burst = $2 WHERE project_id = $1", f"noisy-{door}", share
+        )
+    await whole(house)
+
+
+async def test_who_comes_behind_a_flood_that_is_allowed_does_not_wait_for_all_of_it(house: Installation) -> None:
+    """A hundred requests of a busy project lie in the queue, within its allowance, and then one of another one."""
+    busy, quiet = Asker(house.rabbit, "busy"), Asker(house.rabbit, "quiet")
+    house.freeze("conductor-1")
+    try:
+        async with AsyncExitStack() as stack:
+            for asker in (busy, quiet):
+                asker.link.start()
+                stack.push_async_callback(asker.link.stop)
+                assert await asker.link.wait_up(30)
+            crowd = [new_id() for _ in range(100)]
+            asking = [asyncio.create_task(ask(busy, vm_id)) for vm_id in crowd]
+            await eventually(lambda: queued(house, len(crowd)), within_s=30, what="a flood in the queue")
+            lonely = new_id()
+            asking.append(asyncio.create_task(ask(quiet, lonely)))
+            await eventually(lambda: queued(house, len(crowd) + 1), within_s=30, what="one more in the queue")
+            house.thaw("conductor-1")
+            await asyncio.gather(*asking)
+    finally:
+        house.thaw("conductor-1")
+    rows = await house.query(
+        "SELECT vm_id FROM events WHERE type = 'accepted' AND vm_id = ANY($1) ORDER BY id", [*crowd, lonely]
+    )
+    order = [row["vm_id"] for row in rows]
+    assert len(order) == len(crowd) + 1
+    before = order.index(lonely)
+    print(f"served after {before} of {len(crowd)}")
+    assert before <= 2 * SHARE_OF_BATCH
+    await tidy(house)
+
+
+async def ask(asker: Asker, vm_id: UUID) -> None:
+    verdict = await asker.ask_with(tiny(), {"vm_id": str(vm_id), "request_id": new_id().hex}, wait_s=60)
+    assert verdict.accepted, verdict
+
+
+async def queued(house: Installation, count: int) -> bool:
+    """Whether so many requests are with the broker, whoever has them in hand."""
+    text = await asyncio.to_thread(
+        house.rabbit.ctl, "list_queues", "-p", "leveret", "name", "messages", "--formatter", "json"
+    )
+    return any(row["name"] == topology.REQUESTS_QUEUE.name and row["messages"] == count for row in json.loads(text))
