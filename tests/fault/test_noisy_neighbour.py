@@ -6,6 +6,7 @@ counted.
 
 import asyncio
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 TIMES = 50
 #: What the noisy project may ask for in a second over each door, and does fifty times.
 SHARE_PER_S = {"amqp": 8, "rest": 4}
-SAMPLES = 60
+SAMPLES = 10
 #: In one batch of a conductor, of one project, while others wait: see `share` in leveret.conductor.app.
 SHARE_OF_BATCH = 16
 
@@ -78,20 +79,33 @@ async def doors(house: Installation) -> AsyncIterator[dict[str, Leveret | Levere
         }
 
 
-async def sample(client: Leveret | LeveretAmqp) -> float:
-    """The 99th percentile of the seconds from asking for a VM to the verdict."""
+async def sample(client: Leveret | LeveretAmqp) -> list[float]:
+    """Seconds from asking for a VM to the verdict, some times, one after the other."""
     took = []
     for _ in range(SAMPLES):
         vm_id, began = new_id(), time.perf_counter()
         await client.create(tiny(), vm_id=vm_id)
         took.append(time.perf_counter() - began)
         await client.delete(vm_id)
-    return statistics.quantiles(took, n=100)[98]
+    return took
+
+
+class Noise:
+    """Fifty times the noisy project's share at a door, from a process of its own; `account` says what came of it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.account: dict[str, Any] = {}
+        self._process = process
+
+    def hush(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
 
 @asynccontextmanager
-async def noise(house: Installation, door: str) -> AsyncIterator[dict[str, Any]]:
-    """Fifty times the share of the noisy project at this door, from a process of its own; what came of it is filled in."""
+async def noise(house: Installation, door: str) -> AsyncIterator[Noise]:
     url = house.rabbit.url_of("noisy-amqp") if door == "amqp" else house.url
     token = await token_of(house, f"noisy-{door}")
     argv = [sys.executable, str(Path(__file__).parents[1] / "support" / "noise.py"), door, url, token]
@@ -100,46 +114,55 @@ async def noise(house: Installation, door: str) -> AsyncIterator[dict[str, Any]]
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    assert await process.stdout.readline() == b"on\n"
-    heard: dict[str, Any] = {}
+    noise = Noise(process)
     try:
-        yield heard
-    finally:
+        assert await process.stdout.readline() == b"on\n"
+        yield noise
+        noise.go_on()
         process.stdin.close()
-        heard.update(json.loads(await process.stdout.read()))
+        noise.account.update(json.loads(await process.stdout.read()))
+    finally:
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(9, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("rounds", [5, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 @pytest.mark.parametrize("door", ["amqp", "rest"])
 async def test_fifty_times_a_share_is_refused_and_costs_the_others_little(
     house: Installation, door: str, rounds: int, record_property: Any
 ) -> None:
-    ratios: dict[str, list[float]] = {"rest": [], "amqp": []}
-    asked = refused = accepted = 0
-    began = time.monotonic()
+    quiet: dict[str, list[float]] = {"rest": [], "amqp": []}
+    noisy: dict[str, list[float]] = {"rest": [], "amqp": []}
     async with doors(house) as clients:
         for client in clients.values():
-            await sample(client)
-        for _ in range(rounds):
-            for way, client in clients.items():
-                quiet_s = await sample(client)
-                async with noise(house, door) as heard:
-                    noisy_s = await sample(client)
-                ratios[way].append(noisy_s / quiet_s)
-                asked += heard["asked"]
-                refused += heard["answers"].get("rate_limited", 0)
-                accepted += heard["answers"].get("accepted", 0)
-    took_s = time.monotonic() - began
-    middle = {way: statistics.median(found) for way, found in ratios.items()}
-    print(f"{door}: p99 of others x {middle}, asked {asked}, refused {refused}, accepted {accepted}")
-    record_property("p99_ratios", {way: [round(one, 2) for one in found] for way, found in ratios.items()})
-    # Strictly counted: no more than the share is carried out. The rest is refused, or was never answered any more.
-    assert accepted <= SHARE_PER_S[door] * (took_s + 1)
-    assert refused > accepted
-    # Generously, since this machine has other things to do: wanted is 2.
-    assert max(middle.values()) <= 3, ratios
+            await sample(client)  # warm up
+        began = time.monotonic()
+        async with noise(house, door) as neighbour:
+            for _ in range(rounds):
+                for way, client in clients.items():
+                    neighbour.hush()
+                    quiet[way] += await sample(client)
+                    neighbour.go_on()
+                    noisy[way] += await sample(client)
+        took_s = time.monotonic() - began
+    ratios = {
+        way: {p: round(percentile(noisy[way], p) / percentile(quiet[way], p), 2) for p in (50, 90, 99)} for way in quiet
+    }
+    print(f"noise over {door}: {neighbour.account}; others take, by percentile, {ratios} times as long")
+    record_property("ratios", ratios)
+    # Strictly counted: no more than the share is carried out, and the rest is refused. (The last may not be answered.)
+    answers = neighbour.account["answers"]
+    assert answers.get("accepted", 0) <= SHARE_PER_S[door] * (took_s + 1)
+    assert answers["rate_limited"] > 5 * answers.get("accepted", 0)
+    assert answers.keys() <= {"accepted", "rate_limited", "queued", "not_sent"}
+    # Generously, since this machine has other things to do. What is wanted is 2, of the 99th percentile.
+    assert max(ratio[99 if rounds > 20 else 50] for ratio in ratios.values()) <= 3, ratios
     await tidy(house)
+
+
+def percentile(seconds: list[float], p: int) -> float:
+    return statistics.quantiles(seconds, n=100)[p - 1]
 
 
 async def tidy(house: Installation) -> None:
