@@ -73,7 +73,7 @@ SELECT h.id, h.name, h.zone, h.state, h.state_reason, h.labels, h.virt_type, h.v
        h.memory_mib_used, h.disk_gib, h.disk_gib_used, h.heartbeat_at, coalesce(c.vms, 0) AS vms,
        coalesce(c.vms_to_restart, 0) AS vms_to_restart,
        CASE WHEN h.state = 'fenced' THEN h.clean_epoch IS NOT DISTINCT FROM h.epoch END AS clean
-FROM hosts h LEFT JOIN vms_per_host() AS c ON c.host_id = h.id
+FROM hosts h LEFT JOIN vms_on_hosts() AS c ON c.host_id = h.id
 """
 
 LIST_HOSTS = f"{_HOST} ORDER BY h.name, h.id"

@@ -24,12 +24,11 @@ $$;
 CREATE INDEX hosts_fenced ON hosts (id) WHERE state = 'fenced';
 
 -- How many VMs of all projects stand on each host, and how many of them are made anew elsewhere once it is fenced.
-DROP FUNCTION vms_per_host();
-CREATE FUNCTION vms_per_host() RETURNS TABLE (host_id uuid, vms bigint, vms_to_restart bigint)
+CREATE FUNCTION vms_on_hosts() RETURNS TABLE (host_id uuid, vms bigint, vms_to_restart bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     SELECT v.host_id, count(*), count(*) FILTER (WHERE v.state = 'building'
         OR (v.state IN ('running', 'stopped') AND v.spec ->> 'on_host_failure' = 'restart'))
     FROM public.vms v WHERE v.host_id IS NOT NULL GROUP BY v.host_id
 $$;
-REVOKE ALL ON FUNCTION vms_per_host() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION vms_per_host() TO leveret_api;
+REVOKE ALL ON FUNCTION vms_on_hosts() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION vms_on_hosts() TO leveret_api;
