@@ -40,9 +40,7 @@ class Nursery:
             pending.replace(daemon.pid_file)
 
     def close(self) -> None:
-        assert self._parent.stdin is not None
-        self._parent.stdin.close()
-        self._parent.wait(timeout=10)
+        self._parent.communicate(timeout=10)
 
 
 def _fork_for_ever() -> None:
