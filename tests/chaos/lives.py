@@ -15,7 +15,7 @@ from leveret.shared.documents import CreateVm, Document, ImageByName, Placement,
 
 #: How long a client goes on asking while it does not know, in seconds; then it leaves it at that.
 GIVE_UP_S = 150.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 8.0
 #: Lives that are lived at the same time: who comes later waits for one to end, as a program with so many workers would.
 LIVES_AT_ONCE = 250
 #: How long a client waits for its VM to come to rest before it asks for more.
@@ -121,6 +121,8 @@ class Clients:
                 self.took[answer.verdict or "refused"].append(time.monotonic() - began)
             if is_known or time.monotonic() - began > GIVE_UP_S:
                 return
+            if answer.verdict == "queued":
+                pause_s = LONGEST_PAUSE_S  # it is safe, and asking again makes more work for who is behind with it
             await asyncio.sleep(pause_s * self._chance.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             attempt += 1
