@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 from installation import Installation, installed, latencies
 from knocking import Knocking
-from lives import Lives
+from lives import PATIENCE_S, Lives
 from peers import eventually
 
 from leveret.client import Leveret
@@ -116,9 +116,19 @@ async def short_of(house: Installation, what: str) -> AsyncIterator[None]:
     ],
 )
 async def test_a_broker_in_need_is_left_alone_until_it_takes_messages_again(
-    what: str, seconds: float, every_s: float, house: Installation, world: Lives, record_property: Recorder
+    what: str, seconds: float, every_s: float, house: Installation, record_property: Recorder
 ) -> None:
-    knocking = Knocking(house)
+    patience_s = seconds + PATIENCE_S
+    async with house.client(retry_for_s=patience_s) as client:
+        seed = random.SystemRandom().randrange(2**32)
+        print(f"seed {seed}")
+        world = Lives(house, client, seed, patience_s=patience_s)
+        await outlast(what, seconds, every_s, world, record_property)
+
+
+async def outlast(what: str, seconds: float, every_s: float, world: Lives, record_property: Recorder) -> None:
+    """An alarm of so many seconds, with a knock at the API every so often."""
+    house, knocking = world.house, Knocking(world.house)
     async with knocking.going_on(every_s=every_s):
         await eventually(lambda: len(knocking.answers) >= 3, within_s=60, what="some answers")
         async with short_of(house, what):

@@ -1,7 +1,7 @@
 """Row 23 of the fault table: a project that asks for fifty times its share, and the others.
 
-Timings are compared within one run, quiet and noisy in turn, since they depend on the machine; the order of service is
-counted.
+Timings are compared within one run, quiet and noisy in turn, since they depend on the machine. A share is what a
+project's quota allows: what is asked for beyond it is refused before it costs much.
 """
 
 import asyncio
@@ -11,20 +11,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 from installation import Installation, installed
 from load import whole
-from peers import Asker, eventually, tiny
+from peers import tiny
 
 from leveret.client import Leveret
 from leveret.client.amqp import LeveretAmqp
-from leveret.shared import topology
 from leveret.shared.documents import CreateToken, UpdateQuota
 from leveret.shared.ids import new_id
 from leveret.stack.layout import Options
@@ -32,11 +30,9 @@ from leveret.stack.layout import Options
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
 
 TIMES = 50
-#: What the noisy project may ask for in a second over each door, and does fifty times.
-SHARE_PER_S = {"amqp": 8, "rest": 4}
+#: What the noisy projects may ask for in a second.
+SHARE_PER_S = 1
 SAMPLES = 10
-#: In one batch of a conductor, of one project, while others wait: see `share` in leveret.conductor.app.
-SHARE_OF_BATCH = 16
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +45,12 @@ def house() -> Iterator[Installation]:
 
 
 async def furnish(house: Installation) -> None:
-    """Two noisy projects, one over each door, and a quiet one, each with a broker user of the same name."""
+    """Two noisy projects, one for each door, and a quiet one; who uses AMQP is called as its project is."""
     async with house.client() as admin:
-        for door, share in SHARE_PER_S.items():
-            await admin.create_project(f"noisy-{door}", UpdateQuota(requests_per_s=share, request_burst=share))
+        for project in ("noisy-amqp", "noisy-rest"):
+            await admin.create_project(project, UpdateQuota(requests_per_s=SHARE_PER_S, request_burst=SHARE_PER_S))
         await admin.create_project("quiet")
-        await admin.create_project("busy")
-        for project in ("noisy-amqp", "quiet", "busy"):
+        for project in ("noisy-amqp", "quiet"):
             await asyncio.to_thread(house.rabbit.create_client, project, project)
             await admin.add_amqp_user(project, project)
 
@@ -63,9 +58,6 @@ async def furnish(house: Installation) -> None:
 async def token_of(house: Installation, project: str) -> str:
     async with house.client() as admin:
         return (await admin.create_token(project, CreateToken(name=f"t-{new_id().hex[:20]}"))).token
-
-
-Create = Callable[[UUID], Awaitable[Any]]
 
 
 @asynccontextmanager
@@ -105,12 +97,12 @@ class Noise:
 
 
 @asynccontextmanager
-async def noise(house: Installation, door: str) -> AsyncIterator[Noise]:
+async def noise(house: Installation, door: str, share_per_s: int) -> AsyncIterator[Noise]:
     url = house.rabbit.url_of("noisy-amqp") if door == "amqp" else house.url
     token = await token_of(house, f"noisy-{door}")
     argv = [sys.executable, str(Path(__file__).parents[1] / "support" / "noise.py"), door, url, token]
     process = await asyncio.create_subprocess_exec(
-        *argv, str(TIMES * SHARE_PER_S[door]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        *argv, str(TIMES * share_per_s), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -127,18 +119,22 @@ async def noise(house: Installation, door: str) -> AsyncIterator[Noise]:
         await process.wait()
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    ("share_per_s", "rounds"),
+    [(SHARE_PER_S, 5), pytest.param(5 * SHARE_PER_S, 40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
 @pytest.mark.parametrize("door", ["amqp", "rest"])
 async def test_fifty_times_a_share_is_refused_and_costs_the_others_little(
-    house: Installation, door: str, rounds: int, record_property: Any
+    house: Installation, door: str, share_per_s: int, rounds: int, record_property: Any
 ) -> None:
+    await set_share(house, share_per_s)
     quiet: dict[str, list[float]] = {"rest": [], "amqp": []}
     noisy: dict[str, list[float]] = {"rest": [], "amqp": []}
     async with doors(house) as clients:
         for client in clients.values():
             await sample(client)  # warm up
         began = time.monotonic()
-        async with noise(house, door) as neighbour:
+        async with noise(house, door, share_per_s) as neighbour:
             for _ in range(rounds):
                 for way, client in clients.items():
                     neighbour.hush()
@@ -153,7 +149,7 @@ async def test_fifty_times_a_share_is_refused_and_costs_the_others_little(
     record_property("ratios", ratios)
     # Strictly counted: no more than the share is carried out, and the rest is refused. (The last may not be answered.)
     answers = neighbour.account["answers"]
-    assert answers.get("accepted", 0) <= SHARE_PER_S[door] * (took_s + 1)
+    assert answers.get("accepted", 0) <= share_per_s * (took_s + 2)
     assert answers["rate_limited"] > 5 * answers.get("accepted", 0)
     assert answers.keys() <= {"accepted", "rate_limited", "queued", "not_sent"}
     # Generously, since this machine has other things to do. What is wanted is 2, of the 99th percentile.
@@ -165,61 +161,17 @@ def percentile(seconds: list[float], p: int) -> float:
     return statistics.quantiles(seconds, n=100)[p - 1]
 
 
+async def set_share(house: Installation, share_per_s: int) -> None:
+    await house.query(
+        "UPDATE quotas SET requests_per_s = $1, request_burst = $1 WHERE project_id LIKE 'noisy-%'", share_per_s
+    )
+
+
 async def tidy(house: Installation) -> None:
     """All is deleted, and everything is as it should be."""
+    await set_share(house, 10_000)
     rows = await house.query("SELECT DISTINCT project_id FROM vms WHERE state <> 'deleted'")
     for project in [row["project_id"] for row in rows]:
-        await house.query(
-            "UPDATE quotas SET requests_per_s = 5000, request_burst = 50000 WHERE project_id = $1", project
-        )
         async with Leveret(house.url, await token_of(house, project)) as owner:
             await asyncio.gather(*[owner.delete(vm.id) async for vm in owner.list()])
-    for door, share in SHARE_PER_S.items():
-        await house.query(
-            "UPDATE quotas SET requests_per_s = $2, request_burst = $2 WHERE project_id = $1", f"noisy-{door}", share
-        )
     await whole(house)
-
-
-async def test_who_comes_behind_a_flood_that_is_allowed_does_not_wait_for_all_of_it(house: Installation) -> None:
-    """A hundred requests of a busy project lie in the queue, within its allowance, and then one of another one."""
-    busy, quiet = Asker(house.rabbit, "busy"), Asker(house.rabbit, "quiet")
-    house.freeze("conductor-1")
-    try:
-        async with AsyncExitStack() as stack:
-            for asker in (busy, quiet):
-                asker.link.start()
-                stack.push_async_callback(asker.link.stop)
-                assert await asker.link.wait_up(30)
-            crowd = [new_id() for _ in range(100)]
-            asking = [asyncio.create_task(ask(busy, vm_id)) for vm_id in crowd]
-            await eventually(lambda: queued(house, len(crowd)), within_s=30, what="a flood in the queue")
-            lonely = new_id()
-            asking.append(asyncio.create_task(ask(quiet, lonely)))
-            await eventually(lambda: queued(house, len(crowd) + 1), within_s=30, what="one more in the queue")
-            house.thaw("conductor-1")
-            await asyncio.gather(*asking)
-    finally:
-        house.thaw("conductor-1")
-    rows = await house.query(
-        "SELECT vm_id FROM events WHERE type = 'accepted' AND vm_id = ANY($1) ORDER BY id", [*crowd, lonely]
-    )
-    order = [row["vm_id"] for row in rows]
-    assert len(order) == len(crowd) + 1
-    before = order.index(lonely)
-    print(f"served after {before} of {len(crowd)}")
-    assert before <= 2 * SHARE_OF_BATCH
-    await tidy(house)
-
-
-async def ask(asker: Asker, vm_id: UUID) -> None:
-    verdict = await asker.ask_with(tiny(), {"vm_id": str(vm_id), "request_id": new_id().hex}, wait_s=60)
-    assert verdict.accepted, verdict
-
-
-async def queued(house: Installation, count: int) -> bool:
-    """Whether so many requests are with the broker, whoever has them in hand."""
-    text = await asyncio.to_thread(
-        house.rabbit.ctl, "list_queues", "-p", "leveret", "name", "messages", "--formatter", "json"
-    )
-    return any(row["name"] == topology.REQUESTS_QUEUE.name and row["messages"] == count for row in json.loads(text))

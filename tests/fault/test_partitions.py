@@ -7,9 +7,12 @@ touched.
 
 import asyncio
 import json
+import os
 import random
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from urllib.parse import urlsplit
 
@@ -98,7 +101,7 @@ async def client(house: Installation, lines: Lines) -> AsyncIterator[Leveret]:
 @pytest.fixture
 def world(house: Installation, client: Leveret) -> Lives:
     seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed} {house.layout.root}", flush=True)
+    print(f"seed {seed}")
     return Lives(house, client, seed)
 
 
@@ -218,6 +221,44 @@ async def test_a_pair_that_is_parted_for_a_minute_finds_together_again(
         await eventually(lambda: knocking.first_accepted_after(healed), within_s=30, what="VMs are accepted again")
         record_property("recovery_s", knocking.first_accepted_after(healed))
         print(f"{pair}: accepted {knocking.first_accepted_after(healed):.1f} s after they were together again")
+        await living
+    await all_well(world, knocking)
+
+
+@contextmanager
+def dropped(ports: Collection[int]) -> Iterator[None]:
+    """The kernel drops every packet to and from these ports of loopback while this lasts; nobody is told."""
+    rules = [
+        ("INPUT", "-i", "lo", "-p", "tcp", f"--{side}port", str(port), "-j", "DROP")
+        for port in ports
+        for side in ("d", "s")
+    ]
+    try:
+        for rule in rules:
+            subprocess.run(["iptables", "-w", "-I", *rule], check=True)
+        yield
+    finally:
+        for rule in rules:
+            subprocess.run(["iptables", "-w", "-D", *rule], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may have packets dropped")
+async def test_lines_whose_packets_are_dropped_are_noticed_and_come_back(
+    house: Installation, lines: Lines, world: Lives, record_property: Recorder
+) -> None:
+    """All five pairs at once, by the kernel's packet filter: retransmissions, and not a byte."""
+    knocking = Knocking(house)
+    async with knocking.going_on(every_s=0.3):
+        living = asyncio.create_task(world.live_many(15, within_s=20))
+        await eventually(lambda: accepted(knocking) >= 5, within_s=60, what="VMs are accepted")
+        notices = {pair: Notice(house, pair) for pair in lines}
+        with dropped([line.port for line in lines.values()]):
+            await noticed(notices, record_property)
+        healed = time.monotonic()
+        await eventually(lambda: knocking.first_accepted_after(healed), within_s=60, what="VMs are accepted again")
+        record_property("recovery_s", knocking.first_accepted_after(healed))
+        print(f"accepted {knocking.first_accepted_after(healed):.1f} s after the packets got through again")
         await living
     await all_well(world, knocking)
 

@@ -14,7 +14,8 @@ from leveret.shared.documents import VmView
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import State
 
-JUDGED_WITHIN_S = 180.0
+#: For how long a life asks for one thing before it gives up.
+PATIENCE_S = 180.0
 #: How a life may go on after its create, and how it then ends.
 COURSES: tuple[tuple[str, ...], ...] = (
     (),
@@ -32,9 +33,10 @@ ENDS = {"": State.RUNNING, "start": State.RUNNING, "reboot": State.RUNNING, "sto
 class Lives:
     """Each asks for one thing after the other, like a client that waits for its verdicts; so its end is known."""
 
-    def __init__(self, house: Installation, client: Leveret, seed: int) -> None:
+    def __init__(self, house: Installation, client: Leveret, seed: int, *, patience_s: float = PATIENCE_S) -> None:
         self.house = house
         self.client = client
+        self.patience_s = patience_s
         self.wished: dict[UUID, State] = {}
         self.unwished: set[UUID] = set()  # that must not live, whether they ever did or not
         self.reboots: dict[UUID, int] = {}
@@ -51,19 +53,19 @@ class Lives:
     async def live(self, begins_s: float, course: tuple[str, ...], pause_s: float) -> None:
         await asyncio.sleep(begins_s)
         vm_id = new_id()
-        await judged(self.client.create(tiny(), vm_id=vm_id))
+        await judged(self.client.create(tiny(), vm_id=vm_id), self.patience_s)
         for verb in course:
             await asyncio.sleep(pause_s)
             match verb:
                 case "reboot":
                     await self.until([vm_id], State.RUNNING)
-                    await judged(self.client.reboot(vm_id))
+                    await judged(self.client.reboot(vm_id), self.patience_s)
                 case "stop":
-                    await judged(self.client.stop(vm_id, grace_s=0))
+                    await judged(self.client.stop(vm_id, grace_s=0), self.patience_s)
                 case "start":
-                    await judged(self.client.start(vm_id))
+                    await judged(self.client.start(vm_id), self.patience_s)
                 case "delete":
-                    await judged(self.client.delete(vm_id))
+                    await judged(self.client.delete(vm_id), self.patience_s)
         self.wished[vm_id] = ENDS.get(course[-1] if course else "", State.DELETED)
         self.reboots[vm_id] = course.count("reboot")
 
@@ -121,7 +123,7 @@ class Lives:
         assert used[0]["used"] == 0
 
 
-async def judged(asking: Awaitable[Receipt]) -> Receipt:
+async def judged(asking: Awaitable[Receipt], within_s: float = PATIENCE_S) -> Receipt:
     """The receipt of a request that was accepted, however often it had to be asked for with the same ids."""
-    async with asyncio.timeout(JUDGED_WITHIN_S):
+    async with asyncio.timeout(within_s):
         return await (await asking).judged()
