@@ -334,8 +334,9 @@ class Agent:
                     async with asyncio.timeout(self._host.step_limit_s):
                         await self.learn()
                     self.reporter.add_complete()
-                except (LeveretError, TimeoutError) as error:
-                    log.warning("host.not_listed", host=self.name, why=str(error) or "it hangs")
+                except Exception as error:  # the rim: whatever went wrong, what is due stays due
+                    known = isinstance(error, LeveretError | TimeoutError)
+                    log.warning("host.not_listed", host=self.name, why=str(error) or "it hangs", exc_info=not known)
                     self._relist_due = True
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._relist_hurry.wait(), pause_s)
