@@ -5,6 +5,7 @@ has its cases at once; a step that no scene leads to fails its cases.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
@@ -132,11 +133,20 @@ class Stage:
         """Publish what nobody can read."""
         connection = await aio_pika.connect(self.house.house.rabbit.url_of(user))
         async with connection:
-            channel = await connection.channel()
+            channel = await connection.channel(on_return_raises=True)
             message = aio_pika.Message(
                 b"{", headers=dict(headers), type=kind, user_id=user, content_type="application/json"
             )
-            await (await channel.get_exchange(exchange, ensure=False)).publish(message, key)
+            there = await channel.get_exchange(exchange, ensure=False)
+
+            async def is_taken() -> bool:
+                """A host that has just been killed has no queue until it is back."""
+                with suppress(aio_pika.exceptions.DeliveryError):
+                    await there.publish(message, key, mandatory=True)
+                    return True
+                return False
+
+            await eventually(is_taken, within_s=20, what=f"a queue for {key}")
 
 
 Scene = Callable[[Stage], Awaitable[None]]
