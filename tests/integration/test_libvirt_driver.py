@@ -5,6 +5,7 @@ import base64
 import gc
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -710,6 +711,35 @@ async def test_a_connection_that_the_keepalive_ended_frees_the_calls_on_it(
             return False
 
         await eventually(works, within_s=20, what="it works again")
+
+
+async def test_a_guest_that_was_being_started_when_libvirtd_was_killed_can_be_started_again(
+    host: Host, libvirtd: Libvirtd
+) -> None:
+    vm = host.vm(memory_mib=64)
+    await host.build(vm)
+    status = libvirtd.directory.path / "run" / "qemu" / f"{host.virsh('domname', str(vm.vm_id)).strip()}.xml"
+    qemu = host.qemu(vm)
+    libvirtd.kill()
+    qemu.kill()
+    # What libvirt writes just before it makes the process.
+    begun, count = re.subn(
+        r"state='running' reason='\w+' pid='\d+'", "state='paused' reason='starting up' pid='0'", status.read_text()
+    )
+    assert count == 1
+    status.write_text(begun)
+    libvirtd.start()
+    await asyncio.to_thread(libvirtd.wait_ready)
+
+    async def is_off() -> bool:
+        with suppress(LeveretError):
+            return await host.power(vm) is Power.OFF
+        return False
+
+    await eventually(is_off, within_s=30, what="the guest is off")
+    await host.driver.start(vm)
+    await host.driver.mark(vm.model_copy(update={"generation": 2}))
+    assert await host.power(vm) is Power.RUNNING
 
 
 async def longest_pause_during(work: "asyncio.Future[Any]") -> float:
