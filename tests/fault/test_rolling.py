@@ -49,7 +49,6 @@ class Callers:
     wished: dict[UUID, State] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     odd: list[str] = field(default_factory=list)
-    cut_off: list[str] = field(default_factory=list)
 
     @asynccontextmanager
     async def asking(self) -> AsyncIterator[None]:
@@ -97,7 +96,8 @@ class Callers:
             except httpx2.ConnectError:
                 self.answers["nobody listens"] += 1
             except httpx2.TransportError as error:
-                self.cut_off.append(f"{verb} {path}: {error!r}")
+                self.answers["cut off"] += 1
+                self.odd.append(f"{verb} {path}: {error!r}")
             else:
                 self.answers[f"{verb} {answer.status_code}"] += 1
                 if answer.is_success:
@@ -134,8 +134,6 @@ async def test_rolling_restarts_under_load_lose_nothing_and_leave_nobody_without
     record_property("answers", dict(callers.answers))
     assert max(longest.values()) < WITHIN_S, longest
     assert callers.odd == []
-    # Who comes in the very moment in which the door closes is cut off by the kernel: one of thousands.
-    assert len(callers.cut_off) <= rounds // 20, callers.cut_off
     await whole(house)
     found = {row["id"]: row["state"] for row in await house.query("SELECT id, state FROM vms")}
     assert len(callers.wished) > 5 * rounds
@@ -153,7 +151,6 @@ async def test_stores_restarted_in_good_order_under_load_cost_waiting_and_nothin
         await asyncio.to_thread(house.rabbit.start)
         await asyncio.to_thread(house.wait_ready)
     assert callers.odd == []
-    assert callers.cut_off == []
     await whole(house)
     found = {row["id"]: row["state"] for row in await house.query("SELECT id, state FROM vms")}
     assert {vm_id: found.get(vm_id) for vm_id in callers.wished} == callers.wished

@@ -1,13 +1,11 @@
 """The API process: everything it is made of is put together here, and nothing is opened before it starts."""
 
 import argparse
-import asyncio
 import math
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -38,10 +36,6 @@ from leveret.shared.messages import explain
 log = structlog.get_logger()
 
 KEEP_ALIVE_S = 30
-#: Rounds of the event loop in which everybody is accepted who is connected as far as the kernel goes.
-ROUNDS_TO_ACCEPT = 3
-#: How long somebody who connected just before the end has for sending a request.
-NEWCOMERS_S = 1.0
 EXIT_USAGE = 2
 
 
@@ -115,11 +109,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     log.info("api.stopped")
 
 
-def _is_new(connection: Any) -> bool:
-    """Whether nothing was asked over this connection yet. Between requests a timer runs that ends it."""
-    return connection.cycle is None and connection.timeout_keep_alive_task is None
-
-
 class _Server(uvicorn.Server):
     """Ends waits and long polls before it waits for the requests under way, so that they do not hold it up."""
 
@@ -130,27 +119,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("api.stopping", requests=len(self.server_state.tasks))
         self._feed.close()
-        await self._close_the_door()
-        await self._hear_newcomers()
         await super().shutdown(sockets)
-
-    async def _close_the_door(self) -> None:
-        """Let nobody in any more, but those who are on the threshold: the kernel would cut them off."""
-        listening = [sock for server in self.servers for sock in server.sockets]
-        for sock in listening:
-            with socket.socket(fileno=os.dup(sock.fileno())) as door:
-                door.listen(0)
-        for _ in range(ROUNDS_TO_ACCEPT):
-            await asyncio.sleep(0)
-        for server in self.servers:
-            server.close()
-
-    async def _hear_newcomers(self) -> None:
-        """Who has just connected is about to ask: cut off now, nobody would know whether the request was taken."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(NEWCOMERS_S):
-                while any(_is_new(connection) for connection in self.server_state.connections):
-                    await asyncio.sleep(0.02)
 
 
 def serve(settings: ApiSettings) -> None:
