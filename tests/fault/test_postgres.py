@@ -201,7 +201,7 @@ async def test_whatever_becomes_of_a_commit_everybody_is_told_what_is_so(
 ) -> None:
     """COMMITs that are never heard, and that are never answered; of creates, changes, reports, orders, relays."""
     met = await cut_commits(house, lives=40, seed=20261122)
-    record_property("commits", dict(met))
+    record_property("commits", {fate.name: count for fate, count in met.items()})
     assert min(met[Fate.UNHEARD], met[Fate.UNANSWERED]) >= 20, met
     await whole(house)
 

@@ -1,6 +1,7 @@
 """A private libvirtd for one host of Leveret, and the choice of a libvirt on a machine we do not know."""
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -194,6 +195,7 @@ class Libvirtd:
 
     def _start(self) -> None:
         self._write_files()
+        self._forget_unborn_guests()
         if self.network_namespace is not None:
             self._make_namespace(self.network_namespace)
         for daemon, config in ((self._virtlogd, "virtlogd.conf"), (self._libvirtd, "libvirtd.conf")):
@@ -225,6 +227,16 @@ class Libvirtd:
         (path / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF.format(host_uuid=self.directory.read()["host_uuid"]))
         for name in ("nwfilter", "qemu/networks/default.xml"):
             _copy_missing(Path("/etc/libvirt") / name, path / "etc" / name)
+
+    def _forget_unborn_guests(self) -> None:
+        """Remove what an earlier libvirtd noted of guests it was about to make when it was killed.
+
+        libvirt 9.0 takes such a guest, which has no process, for one that is starting up, and waits for it for ever:
+        it can be neither started nor destroyed. Without the note it is off.
+        """
+        for status in (self.directory.path / "run" / "qemu").glob("*.xml"):
+            if re.search(r"<domstatus [^>]*\bpid='0'", status.read_text()):
+                status.unlink()
 
     def _answers(self) -> bool:
         return self._socket.exists() and answers(self.uri, timeout_s=COMMAND_TIMEOUT_S)
