@@ -316,6 +316,16 @@ SCENES: dict[str, Scene] = {
 }
 
 
+def _letters(point: str, deed: Deed) -> int:
+    """How often one unreadable message is buried: what was not acknowledged is delivered, and buried, again.
+
+    Unless its queue was a host's, which is gone with the connection: then nothing comes again.
+    """
+    if point == "commands.bury":
+        return 2 if deed is Deed.TWICE else 1 if deed in AGAIN else 0
+    return 2 if point.endswith("bury") and deed in AGAIN else 1
+
+
 @pytest.mark.parametrize(("point", "deed"), CASES, ids=[f"{point}-{deed}" for point, deed in CASES])
 async def test_whatever_goes_wrong_at_a_step_is_made_good(point: str, deed: Deed, house: FaultyHouse) -> None:
     async with house.house.client() as client:
@@ -327,8 +337,7 @@ async def test_whatever_goes_wrong_at_a_step_is_made_good(point: str, deed: Deed
                 await eventually(lambda: house.happened(point), within_s=20, what=f"{deed} at {point}")
                 await house.until_ready()
                 if stage.is_unreadable:
-                    # What was buried and not acknowledged is buried again: at least once.
-                    await house.bury(letters=2 if point.endswith("bury") and deed in AGAIN else 1)
+                    await house.bury(letters=_letters(point, deed))
                 await house.settle(client)
         finally:
             house.forget_plans()
