@@ -97,6 +97,7 @@ async def test_a_fenced_host_works_again_only_when_it_is_clean(
     problem_of(await act(admin, host, "uncordon"), 409, Code.HOST_CONFLICT)
     await tenant.connection.execute("UPDATE hosts SET clean_epoch = 7 WHERE id = $1", host)
     assert viewed(await admin.get(f"/v1/hosts/{host}")).clean is True
+    await tenant.connection.execute("UPDATE hosts SET heartbeat_at = now() WHERE id = $1", host)
     back = viewed(await act(admin, host, "uncordon"))
     assert (back.state, back.state_reason, back.clean) == ("up", None, None)
     assert [(kind, data.get("proof")) for kind, data in await told(tenant)] == [

@@ -298,9 +298,12 @@ def _sweep(directory: Path) -> None:
 
 
 def _is_being_written(path: Path, pid: str) -> bool:
-    """Whether the process that made a temporary file is still the one that has this id."""
+    """Whether the process that made a temporary file is still the one that has this id, and alive."""
     try:
-        return psutil.Process(int(pid)).create_time() <= path.stat().st_mtime and int(pid) != os.getpid()
+        process = psutil.Process(int(pid))
+        if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return process.create_time() <= path.stat().st_mtime
     except (ValueError, psutil.Error, FileNotFoundError):
         return False
 
