@@ -673,15 +673,14 @@ async def test_what_a_killed_worker_left_is_swept(world: World, plain: bytes) ->
 
 async def test_what_a_killed_worker_left_is_swept_before_anybody_has_buried_it(world: World) -> None:
     """A container may have nobody who waits for the dead."""
-    dead = subprocess.Popen(["true"])
-    await eventually(lambda: psutil.Process(dead.pid).status() == psutil.STATUS_ZOMBIE, what="a zombie")
-    stale = world.pool.images / f".{'0' * 64}.qcow2.{dead.pid}.abcd.fetching"
-    stale.write_bytes(b"half")
+    with subprocess.Popen(["true"]) as dead:  # noqa: ASYNC220  (asyncio would bury it)
+        await eventually(lambda: psutil.Process(dead.pid).status() == psutil.STATUS_ZOMBIE, what="a zombie")
+        stale = world.pool.images / f".{'0' * 64}.qcow2.{dead.pid}.abcd.fetching"
+        stale.write_bytes(b"half")
 
-    await world.images.sweep()
+        await world.images.sweep()
 
-    assert world.left() == []
-    dead.wait()
+        assert world.left() == []
 
 
 async def test_a_temporary_file_of_a_process_id_that_was_used_again_is_swept(world: World) -> None:
