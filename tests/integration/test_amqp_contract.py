@@ -38,7 +38,17 @@ from leveret.shared.errors import Code, Problem
 from leveret.shared.event_types import EVENTS
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import Observed, State, Step, Wanted
-from leveret.shared.messages import DesiredVm, EndAmqpUser, EndToken, NewAmqpUser, NewToken
+from leveret.shared.messages import (
+    Cordon,
+    DesiredVm,
+    EndAmqpUser,
+    EndToken,
+    Fence,
+    NewAmqpUser,
+    NewToken,
+    Retire,
+    Uncordon,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -296,6 +306,12 @@ async def refuse(world: World, client: Client) -> None:
 
 
 async def administer(world: World) -> None:
+    host_id = new_id()
+    await world.db.execute(
+        """INSERT INTO hosts (id, name, zone, state, epoch, virt_type, version, vcpus, memory_mib, disk_gib, heartbeat_at)
+        VALUES ($1, 'burnt', 'default', 'silent', 1, 'qemu', '1', 1, 1, 1, now() - interval '1 hour')""",
+        host_id,
+    )
     token = NewToken(name="ci", token_id=new_id(), hash="0" * 64)
     for order in (
         CreateProject(quota=UpdateQuota(vms=3)),
@@ -305,6 +321,10 @@ async def administer(world: World) -> None:
         NewAmqpUser(user="someone"),
         NewAmqpUser(user="someone", role="reader"),
         EndAmqpUser(user="someone"),
+        Cordon(host_id=host_id),
+        Uncordon(host_id=host_id),
+        Fence(host_id=host_id, proof="it burnt down"),
+        Retire(host_id=host_id),
         DeleteProject(),
     ):
         assert (await world.gateway.order(order, project="fresh")).accepted, order
