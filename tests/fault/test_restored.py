@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from installation import Installation
+from peers import eventually
 from real_host import OBEDIENT, RealHost, guest, real_house
 
 from leveret.client import Leveret
@@ -105,8 +106,12 @@ async def test_after_a_restore_hosts_keep_what_nobody_knows_and_what_both_know_g
     await asyncio.to_thread(restore, host.house, copy)
 
     # What both know: the row's wish counts, in a generation and under a token that are no older than the host's.
-    (vm,) = await host.all_are(State.RUNNING, stopped)
-    assert vm.generation == vm.observed_generation == 3
+
+    async def is_adopted() -> bool:
+        vm = await client.get(stopped)
+        return vm.state is State.RUNNING and vm.generation == vm.observed_generation == 3
+
+    await eventually(is_adopted, within_s=60, what="the host's generation adopted, and what the row wants done")
     await host.all_are(State.RUNNING, kept, remade)
     # What the host has no more is explained, and not made again.
     (vm,) = await host.all_are(State.ERROR, deleted)
