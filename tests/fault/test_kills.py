@@ -5,8 +5,6 @@ What was asked for happens all the same, once.
 
 import asyncio
 import json
-import random
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from uuid import UUID
 
@@ -21,8 +19,6 @@ from leveret.shared.lifecycle import State
 from leveret.stack.layout import Options
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(300)]
-
-CONDUCTORS = ("conductor-1", "conductor-2")
 
 
 @pytest.fixture(scope="module")
@@ -106,39 +102,3 @@ async def test_a_frozen_host_comes_back_to_the_same_vms(house: Installation, cli
     after = await house.query("SELECT id, host_id, token FROM vms WHERE id = ANY($1) AND state <> 'deleted'", ids)
     assert {tuple(row) for row in after} <= {tuple(row) for row in before}
     await remove(house, client, ids)
-
-
-async def test_a_storm_of_requests_and_kills_loses_and_doubles_nothing(house: Installation, client: Leveret) -> None:
-    """Creates, deletes, stops and starts while a random process is killed every two seconds."""
-    chance = random.Random(20261122)
-    wished: dict[UUID, State] = {}
-
-    async def live(vm_id: UUID, wish: State, pauses: tuple[float, float]) -> None:
-        await asyncio.sleep(pauses[0])
-        await client.create(tiny(), vm_id=vm_id)
-        await asyncio.sleep(pauses[1])
-        match wish:
-            case State.DELETED:
-                await client.delete(vm_id)
-            case State.STOPPED:
-                await client.stop(vm_id, grace_s=0)
-        wished[vm_id] = wish
-
-    async def nemesis() -> None:
-        victims = ["api", *CONDUCTORS, "fake-hosts", "rabbitmq", "postgres", *CONDUCTORS]
-        for victim in chance.sample(victims, k=len(victims)):
-            await asyncio.to_thread(house.kill, victim)
-            await asyncio.to_thread(house.restart, victim)
-            await asyncio.sleep(2)
-
-    wishes = chance.choices([State.RUNNING, State.STOPPED, State.DELETED], k=120)
-    lives = [live(new_id(), wish, (chance.uniform(0, 14), chance.uniform(0, 3))) for wish in wishes]
-    await asyncio.gather(nemesis(), *lives)
-    await asyncio.to_thread(house.wait_ready)
-    await house.settle(within_s=120)
-    found = {row["id"]: State(row["state"]) for row in await house.query("SELECT id, state FROM vms")}
-    assert Counter(found[vm_id] for vm_id in wished) == Counter(wishes)
-    assert {vm_id: found[vm_id] for vm_id in wished} == wished
-    dead = await asyncio.to_thread(house.rabbit.ctl, "list_queues", "-p", "leveret", "name", "messages")
-    assert {"leveret.dead": "0"}.items() <= dict(line.split("\t") for line in dead.splitlines() if "\t" in line).items()
-    await remove(house, client, [vm_id for vm_id, wish in wished.items() if wish is not State.DELETED])

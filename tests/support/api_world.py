@@ -126,7 +126,7 @@ class Tenant:
         await self.update(vm_id, state=state, observed_generation=1, deadline=None, **columns)
         await self.tell(vm_id, state, state)
 
-    async def tell(self, vm_id: UUID | None, kind: str, state: str | None, *, notify: bool = True) -> int:
+    async def tell(self, vm_id: UUID | None, kind: str, state: str | None, *, notify: bool = True, **data: Any) -> int:
         """Write an event, number it and notify, as the relay does. Returns its number."""
         async with self.connection.transaction():
             seq: int = await self.connection.fetchval(
@@ -134,13 +134,14 @@ class Tenant:
             )
             await self.connection.execute(
                 """INSERT INTO events (project_id, vm_id, vm_name, seq, type, state, data)
-                VALUES ($1, $2, $3, $4, $5, $6, '{}')""",
+                VALUES ($1, $2, $3, $4, $5, $6, $7)""",
                 self.project,
                 vm_id,
                 name_for(vm_id) if vm_id is not None else None,
                 seq,
                 kind,
                 state,
+                json.dumps(data),
             )
             if notify:
                 await self.connection.execute("SELECT pg_notify('leveret_events', $1)", self.project)

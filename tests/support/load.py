@@ -13,6 +13,7 @@ from uuid import UUID
 
 from httpx2 import AsyncClient, Response, TransportError
 from installation import Installation
+from invariants import broken_in, checked
 from peers import eventually
 
 from leveret.shared.ids import new_id
@@ -152,10 +153,7 @@ async def whole(house: Installation, *, within_s: float = 120.0) -> None:
     await asyncio.to_thread(house.wait_ready)
     await house.settle(within_s=within_s)
     async with house.client() as client:
-        report = await client.check()
-    broken = {rule.name: rule.examples for rule in report.rules if rule.broken}
-    assert broken == {}
-    assert report.unchecked == ()
+        assert broken_in(await checked(client)) == {}
 
 
 def paused(house: Installation) -> int:

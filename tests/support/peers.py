@@ -112,6 +112,9 @@ class Host:
         self.name = name
         self.zone = zone
         self.labels: dict[str, str] = {}
+        self.taints: dict[str, str] = {}
+        self.vms_max: int | None = None
+        self.images: tuple[str, ...] = ()
         self.size = size or Capacity(vcpus=8, memory_mib=8192, disk_gib=100)
         self.epoch = 1
         self.seq = 0
@@ -141,6 +144,9 @@ class Host:
             name=self.name,
             zone=self.zone,
             labels=self.labels,
+            taints=self.taints,
+            vms_max=self.vms_max,
+            images=self.images,
             virt_type="simulated",
             total=self.size,
             placeable=self.size,

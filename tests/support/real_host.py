@@ -17,6 +17,7 @@ from uuid import UUID
 
 import psutil
 from installation import Installation, installed
+from invariants import broken_in, checked
 from peers import eventually
 
 from leveret.shared.checks import CheckReport
@@ -220,10 +221,8 @@ class RealHost:
         """Everything is at rest, every rule was looked at and no other than these is broken."""
         await self.house.settle(within_s=within_s)
         async with self.house.client() as client:
-            report = await client.check()
-        assert report.unchecked == ()
-        assert {rule.name for rule in report.rules if rule.broken} == broken, report
-        assert not [rule.name for rule in report.rules if rule.broken is None]
+            report = await checked(client)
+        assert broken_in(report).keys() == broken, report
         return report
 
 
