@@ -18,6 +18,7 @@ from peers import eventually, tiny
 from leveret.api.routes import ROUTES, Route
 from leveret.client import Leveret
 from leveret.shared.documents import CreateToken
+from leveret.shared.groups import CreateGroup
 from leveret.shared.ids import new_id
 
 pytestmark = pytest.mark.acceptance
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.acceptance
 STRANGERS = ("none", "unknown", "expired", "revoked")
 PROTECTED = [route for route in ROUTES if route.needs_token]
 #: Words that stand in the things of north and nowhere else.
-MARKS = ("bluewhale", "bluebell", "bluebird", "blueberry")
+MARKS = ("bluewhale", "bluebell", "bluebird", "blueberry", "bluebonnet")
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Scene:
     def address(self, route: Route) -> str:
         """The route with north's own things in it, and for lists no page that would be too long to read."""
         return route.path.format(
-            vm_id=self.vm_id, project="north", token_id=self.token_id, user="bluebird", host="fake-1"
+            vm_id=self.vm_id, project="north", token_id=self.token_id, user="bluebird", host="fake-1", group="bluejay"
         )
 
     async def ask(self, route: Route, who: str) -> httpx2.Response:
@@ -58,6 +59,7 @@ class Scene:
             "vms": "id, name, labels, desired, generation, restarts, state, recent_requests",
             "tokens": "id, name, role, revoked_at, expires_at",
             "amqp_users": "name, role",
+            "groups": "name, policy, enforcement, topology",
             "quotas": "vms_max, vcpus_max, memory_mib_max, disk_gib_max, vms_used, requests_per_s",
             "rejections": "vm_id, problem",
         }
@@ -74,6 +76,7 @@ _CREATE = {"name": "intruder", "image": {"name": "tiny"}, "memory_mib": 128, "di
 BODIES: dict[str, dict[str, Any]] = {
     "createVm": _CREATE,
     "createVmByKey": _CREATE,
+    "createGroup": {"name": "intruder"},
     "updateVm": {"labels": {"hacked": "yes"}},
     "updateQuota": {"vms": 1000},
     "createToken": {"name": "intruder", "role": "admin"},
@@ -107,6 +110,8 @@ async def _set(house: Installation) -> Scene:
         await house.query("UPDATE tokens SET expires_at = now() - interval '1 s' WHERE name = 'old'")
         await admin.add_amqp_user("north", "bluebird")
     async with Leveret(house.url, tokens["own"]) as owner:
+        for group in ("bluebonnet", "bluejay"):  # one that everybody asks for by its name, and one that nobody names
+            await owner.create_group(CreateGroup(name=group))
         await owner.create(tiny("bluewhale", labels={"team": "blueberry"}), vm_id=vm_id, wait="running")
     return Scene(house.url, house, vm_id, kept.id, tokens)
 
@@ -123,7 +128,7 @@ def named(route: Route) -> str:
 
 
 def is_about_north(route: Route) -> bool:
-    return "{vm_id}" in route.path or "{project}" in route.path
+    return any(thing in route.path for thing in ("{vm_id}", "{project}", "{group}"))
 
 
 @pytest.mark.parametrize("who", STRANGERS)
@@ -148,7 +153,7 @@ async def test_another_project_learns_and_changes_nothing(scene: Scene, who: str
         if is_about_north(route):
             # Who may not write at all, or make projects, is told so whatever there is.
             is_told_so = route.operation == "createProject" or (
-                who == "other reader" and "{vm_id}" in route.path and route.method != "GET"
+                who == "other reader" and "{project}" not in route.path and route.method != "GET"
             )
             expected = 403 if is_told_so else 404
             assert answer.status_code == expected, f"{named(route)}: {answer.status_code} {answer.text}"
@@ -189,10 +194,11 @@ async def test_a_member_does_what_it_likes_with_vms_and_does_not_administer(scen
             assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), f"{named(route)}: {answer.text}"
     assert await scene.of_north() == before
     for route in PROTECTED:
-        if route.tag in {"vms", "events"} and route.operation not in {"deleteVm", "createVm", "retryVm"}:
+        ends = {"deleteVm", "createVm", "retryVm", "deleteGroup"}
+        if route.tag in {"vms", "events", "groups"} and route.operation not in ends:
             answer = await scene.ask(route, "own")
             # What a VM's present state does not allow is refused for that reason, and for no other.
-            allowed = {200, 202} | ({409} if "/actions/" in route.path else set())
+            allowed = {200, 201, 202} | ({409} if "/actions/" in route.path else set())
             assert answer.status_code in allowed, f"{named(route)}: {answer.status_code} {answer.text}"
 
 

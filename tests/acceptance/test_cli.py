@@ -142,7 +142,7 @@ def test_a_name_that_is_taken_is_a_conflict(cli: Cli) -> None:
 def test_what_no_host_can_take_fails_with_the_counts(cli: Cli) -> None:
     told = cli("create", "huge", "--memory", "4T", code=5).stderr
     assert "(no_capacity)" in told
-    assert "hosts refused by: memory_mib 3" in told
+    assert "3 of 3 hosts have too little memory free; 3 for this reason alone" in told
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ SMALL = {
     "LEVERET_SIMULATE_MEMORY_MIB": "1024",
     "LEVERET_SIMULATE_DISK_GIB": "8",
 }
+#: The pool is tried as often as the host beats, or once when its worker starts.
+TRIED_OFTEN = {"LEVERET_POOL_CHECK_S": "1", "LEVERET_POOL_SLOW_S": "3"}
+TRIED_ONCE = {"LEVERET_POOL_CHECK_S": "3600"}
 
 
 class Disk:
@@ -88,6 +91,15 @@ class Disk:
     def thaw(self) -> None:
         subprocess.run(["fsfreeze", "--unfreeze", self.root], check=False, stderr=subprocess.DEVNULL)
 
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """As the kernel leaves a file system in which it found an error."""
+        subprocess.run(["mount", "-o", "remount,ro", self.root], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["mount", "-o", "remount,rw", self.root], check=True)
+
     def _free_bytes(self) -> int:
         stat = os.statvfs(self.root)
         return stat.f_bavail * stat.f_frsize
@@ -130,6 +142,7 @@ def host(disk: Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealH
         "LEVERET_RESERVE_DISK_GIB": str(RESERVE_MIB // 1024),
         "LEVERET_DISK_RATIO": "10",
         "LEVERET_FILE_TIMEOUT_S": "3",
+        **TRIED_OFTEN,
     }
     with real_house(tmp_path_factory.mktemp("images"), settings, pool=disk.root, fake_hosts=1) as host:
         host.house.reconfigure("fake-hosts", **SMALL, LEVERET_HEARTBEAT_S="1")
@@ -143,6 +156,7 @@ async def client(host: RealHost, disk: Disk) -> AsyncIterator[Leveret]:
     """Afterwards nothing is left of any VM, and every rule holds."""
     async with host.house.client() as client:
         await eventually(lambda: has_small_host(host), within_s=30, what="a small host beside the real one")
+        await eventually(host.is_well, within_s=30, what="a host without a problem")
         yield client
         disk.thaw()
         disk.empty()
@@ -157,6 +171,26 @@ async def client(host: RealHost, disk: Disk) -> AsyncIterator[Leveret]:
 async def has_small_host(host: RealHost) -> bool:
     rows = await host.house.query("SELECT FROM hosts WHERE virt_type = 'simulated' AND vcpus = 4 AND state = 'up'")
     return len(rows) == 1
+
+
+@asynccontextmanager
+async def unsuspecting(host: RealHost) -> AsyncIterator[None]:
+    """The host does not try its pool meanwhile: what becomes of it comes between two tries, and builds run into it."""
+    await restarted(host, TRIED_ONCE)
+    try:
+        yield
+    finally:
+        await restarted(host, TRIED_OFTEN)
+
+
+async def restarted(host: RealHost, settings: dict[str, str]) -> None:
+    epoch = (await host.heard_of())["epoch"]
+    host.house.reconfigure("compute", **settings)
+
+    async def is_back() -> bool:
+        return bool((await host.heard_of())["epoch"] > epoch) and await host.is_well()
+
+    await eventually(is_back, within_s=60, what="another incarnation of the worker")
 
 
 async def made(host: RealHost, client: Leveret, *, image: str = "obedient", within_s: float = 60) -> VmView:
@@ -189,17 +223,31 @@ async def test_a_pool_that_is_down_to_its_reserve_takes_no_new_vm(host: RealHost
     before = await made(host, client)
     assert host.domains() == {before.id: "running"}
     disk.fill(but_mib=RESERVE_MIB + 8)
+    await eventually(lambda: says(host, Code.DISK_FULL), within_s=30, what="a heartbeat that says so")
 
-    refused = await made(host, client)
-    assert await why_not_here(host, refused.id) == [(Code.DISK_FULL, "disk")]
-    assert refused.attempts == 2
+    elsewhere = await made(host, client)
+    assert elsewhere.attempts == 1
     assert host.files() == {str(before.id)}
     await lives(host, before.id)
     await host.agrees()
 
     disk.empty()
+    await eventually(host.is_well, within_s=30, what="a heartbeat without a problem")
     after = await made(host, client)
     assert host.domains() == {before.id: "running", after.id: "running"}
+
+
+async def test_a_build_that_finds_the_pool_down_to_its_reserve_is_made_elsewhere(
+    host: RealHost, client: Leveret, disk: Disk
+) -> None:
+    async with unsuspecting(host):
+        disk.fill(but_mib=RESERVE_MIB + 8)
+        refused = await made(host, client)
+        assert await why_not_here(host, refused.id) == [(Code.DISK_FULL, "disk")]
+        assert refused.attempts == 2
+        assert host.files() == set()
+        await host.agrees()
+        disk.empty()
 
 
 async def test_a_build_that_finds_no_space_at_any_step_is_made_elsewhere_and_leaves_no_file(
@@ -213,20 +261,21 @@ async def test_a_build_that_finds_no_space_at_any_step_is_made_elsewhere_and_lea
     )
     before = await made(host, client)
     failed_at = []
-    for files in range(10):
-        disk.fill_inodes(but=files)
-        vm = await made(host, client, image="other")
-        disk.empty()
-        failures = await why_not_here(host, vm.id)
-        if not failures:
-            break
-        ((code, step),) = failures
-        assert code == Code.DISK_FULL
-        failed_at.append(step)
-        assert host.files() == {str(before.id)}
-        assert host.domains() == {before.id: "running"}
-        await client.delete(vm.id)
-        await host.all_are(State.DELETED, vm.id)
+    async with unsuspecting(host):
+        for files in range(10):
+            disk.fill_inodes(but=files)
+            vm = await made(host, client, image="other")
+            disk.empty()
+            failures = await why_not_here(host, vm.id)
+            if not failures:
+                break
+            ((code, step),) = failures
+            assert code == Code.DISK_FULL
+            failed_at.append(step)
+            assert host.files() == {str(before.id)}
+            assert host.domains() == {before.id: "running"}
+            await client.delete(vm.id)
+            await host.all_are(State.DELETED, vm.id)
     assert host.domains() == {before.id: "running", vm.id: "running"}
     assert list(dict.fromkeys(failed_at)) == ["image", "disk", "config_drive", "start"]
     assert (await host.heard_of())["state"] == "up"
@@ -273,7 +322,7 @@ async def test_a_pool_that_hangs_holds_up_nobody_and_everything_is_as_wished_whe
     with disk.frozen():
         hit = new_id()
         await client.create(guest(), vm_id=hit)
-        await eventually(lambda: hangs(host), within_s=30, what="a heartbeat that says so")
+        await eventually(lambda: says(host, Code.DISK_FAILED), within_s=30, what="a heartbeat that says so")
         await asyncio.gather(client.stop(stopping, grace_s=0), client.delete(leaving))
         assert await host.longest_silence_s(beats=4) < 10
         await host.all_are(State.RUNNING, hit)
@@ -294,8 +343,71 @@ async def test_a_pool_that_hangs_holds_up_nobody_and_everything_is_as_wished_whe
     await host.agrees()
 
 
-async def hangs(host: RealHost) -> bool:
-    return await host.trouble() == Code.DISK_FAILED
+async def test_a_pool_that_grows_has_more_the_next_time_it_is_asked(
+    host: RealHost, appliance: Path, tmp_path: Path
+) -> None:
+    image = Image(url=appliance.as_uri(), sha256="0" * 64, format="qcow2")
+    with memory_disk(tmp_path) as grow_to:
+        async with driving(host, Disk(tmp_path), image) as (driver, _vm):
+            assert (await driver.capacity()).disk_gib == 1
+            grow_to(3)
+            assert (await driver.capacity()).disk_gib == 3
+
+
+@contextmanager
+def memory_disk(root: Path) -> Iterator[Callable[[int], None]]:
+    """A file system of one GiB that can be made larger while it is in use: to so many GiB."""
+
+    def grow_to(gib: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={gib}g", root], check=True)
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "pool", root], check=True)
+    try:
+        (root / "lost+found").mkdir()
+        yield grow_to
+    finally:
+        subprocess.run(["umount", "--lazy", root], check=True)
+
+
+async def says(host: RealHost, code: Code) -> bool:
+    return await host.trouble() == code
+
+
+async def test_a_pool_is_found_full_failed_or_slow_and_well_again_as_soon_as_it_is(
+    host: RealHost, disk: Disk, appliance: Path
+) -> None:
+    image = Image(url=appliance.as_uri(), sha256="0" * 64, format="qcow2")
+    async with driving(host, disk, image) as (driver, _vm):
+        await driver.check_pool()
+        disk.fill(but_mib=8)
+        assert await complaint(driver) == Code.DISK_FULL
+        disk.empty()
+        await driver.check_pool()
+        disk.fill_inodes(but=0)
+        assert await complaint(driver) == Code.DISK_FULL
+        disk.empty()
+        await driver.check_pool()
+        with disk.read_only():
+            assert await complaint(driver) == Code.DISK_FAILED
+        await driver.check_pool()
+        with disk.frozen():
+            began = time.monotonic()
+            assert [await complaint(driver) for _ in range(50)] == [Code.DISK_FAILED] * 50
+            assert time.monotonic() - began < 5, "what hangs is tried once"
+            assert driver._files.hung == 1
+            assert (await driver.capacity()).disk_gib > 0
+            assert await driver.cached_images() == ()
+        await eventually(lambda: not driver._files.hung, within_s=30, what="a try that has come back")
+        await driver.check_pool()
+        assert await driver.leftovers() == ()
+
+
+async def complaint(driver: LibvirtDriver) -> str | None:
+    try:
+        await driver.check_pool()
+    except LeveretError as error:
+        return error.problem.code
+    return None
 
 
 @pytest.mark.parametrize("step", BUILD_STEPS)
@@ -343,6 +455,7 @@ async def driving(host: RealHost, disk: Disk, image: Image) -> AsyncIterator[tup
         image_dirs=(Path(image.url.removeprefix("file://")).parent,),
         disk_reserve_gib=0,
         file_timeout_s=1,
+        pool_slow_s=1,
         qemu_img_timeout_s=2,
     )
     vm_id = new_id()

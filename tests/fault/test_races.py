@@ -24,6 +24,7 @@ from leveret.conductor.app import Conductor
 from leveret.conductor.database import prepare
 from leveret.shared.documents import CreateVm, DeleteVm, ImageByName, Placement, UpdateVm
 from leveret.shared.errors import Code, LeveretError
+from leveret.shared.groups import CreateGroup
 from leveret.shared.ids import new_id
 from leveret.shared.lifecycle import Observed
 from leveret.shared.messages import Capacity, Verdict
@@ -224,6 +225,50 @@ async def test_slots_that_come_free_while_many_race_are_given_once_and_none_is_l
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
         await arena.sound()
+
+
+@pytest.mark.parametrize(
+    ("host_count", "clients"),
+    [(50, 5), pytest.param(200, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+)
+async def test_single_vms_and_groups_that_race_for_a_nearly_full_fleet_fill_it_exactly(
+    arena: Arena, host_count: int, clients: int
+) -> None:
+    """Each client asks fifty times, for one VM or for three that must be apart, of which all come about, or none."""
+    chance = random.Random(5)
+    slots = [chance.randint(0, 2) for _ in range(host_count)]
+    await arena.db.executemany(
+        """INSERT INTO hosts (id, name, zone, epoch, virt_type, version, vcpus, memory_mib, disk_gib, heartbeat_at)
+        VALUES ($1, $2, $3, 1, 'simulated', '1', $4, 1000000, 1000, now() + interval '1 day')""",
+        [(new_id(), f"h{n}", f"z{n % 3}", count) for n, count in enumerate(slots)],
+    )
+
+    async def ask(client: int) -> list[Verdict]:
+        project, verdicts = PROJECTS[client % len(PROJECTS)], list[Verdict]()
+        for n in range(50):
+            if n % 3:
+                verdicts.append(await arena.create(project))
+                continue
+            group = CreateGroup(name=f"g{client}-{n}")
+            assert (await arena.gateways[0].order(group, project=project)).accepted
+            verdicts.append(await arena.create(project, tiny(count=3, placement=Placement(group=group.name))))
+        return verdicts
+
+    verdicts = [one for heard in await asyncio.gather(*map(ask, range(clients))) for one in heard]
+    made = sum(max(1, len(verdict.vms)) for verdict in verdicts if verdict.accepted)
+    assert made == sum(slots), "whatever there was is given, and nothing else"
+    assert any(verdict.vms for verdict in verdicts), "some groups came about"
+    for verdict in verdicts:
+        if verdict.problem:
+            assert verdict.problem.code is Code.NO_CAPACITY
+            assert verdict.problem.details["hosts"] == host_count
+            assert verdict.problem.details["constraints"]["vcpus"] <= host_count
+    apart = await arena.db.fetch(
+        """SELECT count(*) AS vms, count(DISTINCT host_id) AS hosts FROM vms
+        WHERE group_name IS NOT NULL GROUP BY project_id, group_name"""
+    )
+    assert {(row["vms"], row["hosts"]) for row in apart} == {(3, 3)}
+    await arena.sound()
 
 
 async def test_one_id_asked_for_at_once_through_every_door_is_one_vm(arena: Arena) -> None:

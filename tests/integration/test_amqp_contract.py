@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import aio_pika
 import aiormq
@@ -198,7 +198,8 @@ async def test_every_example_is_judged_and_all_that_is_heard_is_as_published(wor
     async with world.hosts(host):
         obedience = asyncio.create_task(obey(host))
         for kind in (
-            "vm.create.v1", "vm.update.v1", "vm.stop.v1", "vm.start.v1", "vm.reboot.v1", "vm.retry.v1", "vm.delete.v1",
+            "group.create.v1", "vm.create.v1", "vm.update.v1", "vm.stop.v1", "vm.start.v1", "vm.reboot.v1",
+            "vm.retry.v1", "vm.delete.v1", "group.delete.v1",
         ):  # fmt: skip
             for example in MESSAGES[kind]["examples"]:
                 headers = example["headers"] | {"request_id": new_id().hex}
@@ -209,7 +210,11 @@ async def test_every_example_is_judged_and_all_that_is_heard_is_as_published(wor
                 assert verdict.get("problem", {}).get("code") == code, (kind, example["name"], verdict)
                 assert verdict["accepted"] == (code is None)
                 assert verdict.get("dry_run", False) == (example["name"] == "dry_run")
-                if kind != "vm.create.v1" or example["name"] == "everything":
+                assert [one["id"] for one in verdict.get("vms", ())] == [
+                    str(uuid5(UUID(headers["vm_id"]), str(number)))
+                    for number in range(1, example["payload"].get("count", 0) + 1)
+                ]
+                if "vm_id" in headers and (kind != "vm.create.v1" or example["name"] == "everything"):
                     await at_rest(world, UUID(headers["vm_id"]))
             last[kind] = verdict
         obedience.cancel()
@@ -239,6 +244,8 @@ async def test_every_type_of_event_can_happen_and_is_valid(world: World, client:
         async with world.hosts(one, two):
             await live_a_vms_life(world, one, two)
             await fail_a_build(world, one, two)
+            await wait_for_room(client)
+            await look_after_groups(client)
             await refuse(world, client)
             await administer(world)
             heard = client.events + everything.events
@@ -298,6 +305,17 @@ async def fail_a_build(world: World, *hosts: Host) -> None:
     await world.until(vm_id, State.ERROR)
 
 
+async def wait_for_room(client: Client) -> None:
+    giant = {"image": {"name": "debian-12"}, "vcpus": 256, "wait_for_capacity": True}
+    verdict = await client.ask("vm.create.v1", {"vm_id": str(new_id()), "request_id": "r-waits"}, giant)
+    assert (verdict["accepted"], verdict["state"]) == (True, "pending")
+
+
+async def look_after_groups(client: Client) -> None:
+    assert (await client.ask("group.create.v1", {"request_id": "r-group"}, {"name": "brief"}))["accepted"]
+    assert (await client.ask("group.delete.v1", {"request_id": "r-gone"}, {"name": "brief"}))["accepted"]
+
+
 async def refuse(world: World, client: Client) -> None:
     """Nobody waits for these verdicts: the log says why."""
     create = {"image": {"name": "no-such-image"}}
@@ -308,7 +326,8 @@ async def refuse(world: World, client: Client) -> None:
 async def administer(world: World) -> None:
     host_id = new_id()
     await world.db.execute(
-        """INSERT INTO hosts (id, name, zone, state, epoch, virt_type, version, vcpus, memory_mib, disk_gib, heartbeat_at)
+        """INSERT INTO hosts
+            (id, name, zone, state, epoch, virt_type, version, vcpus, memory_mib, disk_gib, heartbeat_at)
         VALUES ($1, 'burnt', 'default', 'silent', 1, 'qemu', '1', 1, 1, 1, now() - interval '1 hour')""",
         host_id,
     )

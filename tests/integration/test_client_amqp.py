@@ -18,11 +18,13 @@ from proxy import Proxy
 from leveret.client import (
     ApiError,
     Conflict,
+    CreateGroup,
     Denied,
     EventGap,
     Invalid,
     LeveretAmqp,
     Missing,
+    Placement,
     Unreachable,
     UpdateVm,
     VmFailed,
@@ -515,3 +517,38 @@ async def first_of(url: str, feed: Feed) -> int:
         getting = asyncio.ensure_future(anext(events))
         await feed.tell_when_bound(1)
         return (await getting).seq
+
+
+async def test_several_are_made_at_once_in_a_group_and_waited_for_together(clients: Clients, host: Host) -> None:
+    async with LeveretAmqp(await clients.user(), "default") as leveret:
+        group = CreateGroup(name="web", enforcement="soft")
+        await leveret.create_group(group)
+        await leveret.create_group(group)
+        with pytest.raises(Conflict, match="name_taken"):
+            await leveret.create_group(CreateGroup(name="web", policy="pack"))
+        wish = tiny("web").model_copy(update={"count": 2, "placement": Placement(group="web")})
+        receipt = await leveret.create(wish, vm_id=(request := new_id()))
+        assert (receipt.vm_id, receipt.count, receipt.name) == (request, 2, None)
+        assert [(one.id, one.name, one.state) for one in receipt.made] == [
+            (vm_id, f"web-{number}", State.BUILDING) for number, vm_id in enumerate(receipt.vm_ids, start=1)
+        ]
+        assert [str(one.address) for one in receipt.made] == ["10.80.0.2", "10.80.0.3"]
+        again = await leveret.create(wish, vm_id=request)
+        assert [one.id for one in again.made] == [one.id for one in receipt.made]
+        with pytest.raises(ValueError, match="wait_all"):
+            await leveret.wait(receipt, "running", timeout_s=1)
+        waiting = asyncio.create_task(leveret.wait_all(receipt, "running", timeout_s=10))
+        for vm_id in receipt.vm_ids:
+            await run(host, vm_id)
+        assert [(sight.name, sight.state) for sight in await waiting] == [
+            ("web-1", State.RUNNING),
+            ("web-2", State.RUNNING),
+        ]
+        with pytest.raises(Conflict, match="group_in_use"):
+            await leveret.delete_group("web")
+        with pytest.raises(Missing, match="group_not_found"):
+            await leveret.delete_group("nobody")
+        with pytest.raises(Denied, match="forbidden"):
+            await leveret.create(tiny("x").model_copy(update={"placement": Placement(hosts=("h1",))}))
+        with pytest.raises(Invalid, match="group_unknown"):
+            await leveret.create(tiny("x").model_copy(update={"placement": Placement(group="nobody")}))

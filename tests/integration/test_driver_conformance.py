@@ -283,6 +283,8 @@ async def test_of_a_vm_that_is_not_there_nothing_is_known_and_everything_is_remo
     capacity = await driver.capacity()
     assert min(capacity.vcpus, capacity.memory_mib, capacity.disk_gib) > 0
     assert driver.boot_id
+    assert await driver.cached_images() == ()
+    await driver.check_pool()
     assert await refused(lambda: driver.start(vm)) == Code.START_FAILED
     assert await refused(lambda: driver.stop(vm.vm_id, 0)) == Code.STOP_FAILED
     assert await refused(lambda: driver.reset(vm.vm_id)) == Code.START_FAILED
@@ -329,6 +331,26 @@ async def test_every_step_of_a_build_may_be_taken_twice_and_the_journal_outlives
     for _ in range(2):
         await bench.driver.remove(vm.vm_id)
         await bench.assert_nothing_left(vm)
+
+
+async def test_an_image_is_in_the_cache_once_it_was_fetched_and_stays_when_its_vm_is_gone(bench: Bench) -> None:
+    driver, vm = bench.driver, bench.vm()
+    for _ in range(2):
+        await driver.fetch_image(vm)
+        assert await driver.cached_images() == (vm.image.sha256,)
+    await bench.build(vm)
+    await driver.remove(vm.vm_id)
+    assert await driver.cached_images() == (vm.image.sha256,)
+
+
+async def test_a_pool_that_is_tried_again_and_again_is_left_as_it_was(bench: Bench) -> None:
+    vm = bench.vm()
+    await bench.build(vm)
+    for _ in range(3):
+        await bench.driver.check_pool()
+    assert await bench.driver.leftovers() == ()
+    assert await bench.driver.files() == {vm.vm_id}
+    await bench.driver.remove(vm.vm_id)
 
 
 async def test_remove_leaves_nothing_after_any_step_of_a_build(bench: Bench) -> None:

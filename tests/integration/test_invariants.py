@@ -70,6 +70,8 @@ FROM (VALUES
 ) AS e (vm, type, moved_from, state);
 UPDATE projects SET last_seq = 7, published_seq = 7 WHERE id = 'default';
 
+INSERT INTO groups (project_id, name, policy, enforcement, topology)
+VALUES ('default', 'apart', 'spread', 'hard', 'host');
 INSERT INTO rejections (vm_id, project_id, request_id, problem)
 VALUES ('{UUID(int=4)}', 'default', 'r4', '{{"code": "no_capacity"}}');
 INSERT INTO tombstones (vm_id, project_id) VALUES ('{UUID(int=5)}', 'default');
@@ -119,6 +121,14 @@ DATABASE_MUTANTS: dict[str, tuple[tuple[str, set[str]], ...]] = {
         (
             f"""UPDATE vms SET host_id = '{UUID(int=9)}', token = (SELECT token FROM vms WHERE id = '{RUNS}')
             WHERE id = '{FAILED}'""",
+            {"host_counters_match_placements"},
+        ),
+    ),
+    "group_kept": (
+        (f"UPDATE vms SET group_name = 'apart' WHERE id = '{RUNS}'", set()),
+        (
+            f"""UPDATE vms SET group_name = 'apart', seat = id::text WHERE id IN ('{RUNS}', '{FAILED}');
+            UPDATE vms SET host_id = '{UUID(int=9)}', token = nextval('placement_tokens') WHERE id = '{FAILED}'""",
             {"host_counters_match_placements"},
         ),
     ),

@@ -670,6 +670,60 @@ def test_the_heart_beats_with_the_last_known_capacity_while_the_hypervisor_hangs
     play(scene)
 
 
+def test_the_heart_says_who_is_taken_and_which_images_are_there_used_last_first_and_64_at_most() -> None:
+    async def scene(world: AgentWorld) -> None:
+        beats: list[Heartbeat] = []
+
+        async def post(beat: Heartbeat) -> None:
+            beats.append(beat)
+
+        registration = Registration(UUID(int=1), 1, "h1", "z1", "0", taints={"dedicated": "team-a"}, vms_max=3)
+        heart = Heart(registration, world.driver, world.agent, post, every_s=5.0, pool_every_s=15.0)
+        await heart.beat()
+        assert (beats[0].taints, beats[0].vms_max, beats[0].images) == ({"dedicated": "team-a"}, 3, ())
+        for number in (*range(70), 3):
+            await world.driver.fetch_image(wish(sha256=f"{number:064}"))
+        await heart.beat()
+        assert beats[1].images == (), "they are not listed at every beat"
+        await asyncio.sleep(15)
+        await heart.beat()
+        assert beats[2].images == tuple(f"{number:064}" for number in (3, *range(69, 6, -1)))
+        world.driver.behaviour = Behaviour(latency_s={"cached_images": 1e6})
+        for _ in range(3):
+            await asyncio.sleep(15)
+            await heart.beat()
+            assert (beats[-1].images, beats[-1].problem) == (beats[2].images, None), "what is not said stands"
+        await heart.stop()
+
+    play(scene)
+
+
+def test_a_host_says_that_its_pool_fails_until_it_was_tried_with_success() -> None:
+    async def scene(world: AgentWorld) -> None:
+        beats: list[Heartbeat] = []
+
+        async def post(beat: Heartbeat) -> None:
+            beats.append(beat)
+
+        registration = Registration(UUID(int=1), 1, "h1", "z1", "0")
+        heart = Heart(registration, world.driver, world.agent, post, every_s=5.0, pool_every_s=15.0)
+        world.driver.behaviour = Behaviour(failures={"check_pool": 1.0})
+        await heart.beat()
+        assert beats[0].problem is not None
+        assert (beats[0].problem.code, beats[0].problem.host) == (Code.DISK_FAILED, "h1")
+        assert beats[0].placeable.vcpus == 256, "what it has is known all the same"
+        world.driver.behaviour = Behaviour(latency_s={"check_pool": 20.0})
+        for expected in (Code.DISK_FAILED, Code.DISK_FAILED, None):
+            await asyncio.sleep(15)
+            began = asyncio.get_running_loop().time()
+            await heart.beat()
+            assert asyncio.get_running_loop().time() - began < 3, "the heart waits for no pool"
+            assert (beats[-1].problem.code if beats[-1].problem else None) == expected
+        await heart.stop()
+
+    play(scene)
+
+
 def test_a_small_host_has_nothing_to_place_rather_than_less_than_nothing() -> None:
     share = Share(reserve=Capacity(vcpus=4, memory_mib=4096, disk_gib=100))
     assert share.of(Capacity(vcpus=2, memory_mib=2048, disk_gib=20)) == Capacity(vcpus=0, memory_mib=0, disk_gib=0)

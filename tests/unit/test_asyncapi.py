@@ -20,7 +20,17 @@ from leveret.shared.asyncapi.document import document, yaml_text
 from leveret.shared.asyncapi.guide import refreshed
 from leveret.shared.errors import Code, Problem
 from leveret.shared.event_types import EVENTS, OF_PROJECTS, OF_VMS
-from leveret.shared.messages import ADMINISTRATION, ANSWERS, REQUESTS, CloudEvent, Verdict, decode, encode, parse
+from leveret.shared.messages import (
+    ADMINISTRATION,
+    ANSWERS,
+    GROUPS,
+    REQUESTS,
+    CloudEvent,
+    Verdict,
+    decode,
+    encode,
+    parse,
+)
 from leveret.stack.client_permissions import CLIENT_LIMITS, CLIENT_POLICY, client_permissions
 
 pytestmark = pytest.mark.unit
@@ -102,8 +112,8 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_message_of_a_client_is_in_it_and_no_other() -> None:
-    assert {message["name"] for message in MESSAGES.values()} == REQUESTS.keys() | ANSWERS.keys()
-    assert set(CONTRACT["channels"]["requests"]["messages"]) == set(REQUESTS)
+    assert {message["name"] for message in MESSAGES.values()} == REQUESTS.keys() | GROUPS.keys() | ANSWERS.keys()
+    assert set(CONTRACT["channels"]["requests"]["messages"]) == REQUESTS.keys() | GROUPS.keys()
     assert not [name for name in ADMINISTRATION if name in yaml_text()]
     assert set(CONTRACT["channels"]["ownQueue"]["messages"]) == set(EVENTS)
 
@@ -157,7 +167,9 @@ def test_every_example_is_valid_by_the_schema_it_stands_under(name: str, example
     validator(message["payload"]).validate(example["payload"])
     if "headers" in message:
         validator(message["headers"]).validate(example["headers"])
-        UUID(example["headers"]["vm_id"])
+        assert ("vm_id" in example["headers"]) == (name in REQUESTS)
+        if name in REQUESTS:
+            UUID(example["headers"]["vm_id"])
 
 
 @pytest.mark.parametrize(("name", "example"), SHOWN)
@@ -166,15 +178,15 @@ def test_every_example_is_valid_by_the_model_and_says_nothing_it_does_not_know(
 ) -> None:
     body = json.dumps(example["payload"]).encode()
     read = decode(MESSAGES[name]["name"], body)
-    assert json.loads(encode(read)) == example["payload"] or name in REQUESTS
+    assert json.loads(encode(read)) == example["payload"] or name in REQUESTS | GROUPS
     if isinstance(read, CloudEvent):
         data = EVENTS[read.type].model_validate(read.data)
         assert read.data.keys() <= type(data).model_fields.keys()
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("name", REQUESTS | GROUPS)
 def test_every_request_has_an_example(name: str) -> None:
-    assert examples.REQUESTS[name]
+    assert (examples.REQUESTS | examples.GROUPS)[name]
 
 
 def test_what_a_schema_refuses_the_model_refuses_and_the_other_way_round() -> None:

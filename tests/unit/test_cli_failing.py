@@ -6,9 +6,13 @@ from datetime import UTC, datetime
 import pytest
 
 from leveret.client import errors
+from leveret.client.cli import room
 from leveret.client.cli.failing import Exit, exit_code, report
 from leveret.client.cli.look import _explain
 from leveret.client.cli.session import RetryNotice
+from leveret.conductor.scheduling.constraints import CONSTRAINTS
+from leveret.conductor.scheduling.explaining import CHANGES
+from leveret.conductor.scheduling.refusal import Fit, Refused
 from leveret.shared.documents import VmView
 from leveret.shared.errors import Code, Problem, fail
 from leveret.shared.lifecycle import Desired, State
@@ -78,25 +82,69 @@ def test_exit_codes(error: BaseException, code: Exit) -> None:
     assert exit_code(error) is code
 
 
-def test_no_capacity_says_how_many_hosts_each_constraint_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_capacity_says_how_many_hosts_each_constraint_refused_and_what_would_fit(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     error = errors.ApiError(
         status=409,
         code="no_capacity",
-        message="No host has room.",
-        hint="Ask for less.",
+        message="None of the 12 hosts can take this VM.",
+        hint="It would fit with 2048 MiB of memory (1 host), or in b (2 hosts).",
         request_id="req-1",
-        details={"constraints": {"memory": 3, "zone": 1}, "largest": {"vcpus": 2}},
+        details={
+            "hosts": 12,
+            "constraints": {"zone": 4, "memory_mib": 10},
+            "only": {"zone": 2, "memory_mib": 8},
+            "zones": ["a", "b"],
+            "fits": [
+                {"change": "memory_mib", "value": 2048, "hosts": 1},
+                {"change": "zones", "value": "b", "hosts": 2},
+                {"change": "group", "value": None, "hosts": 3},
+            ],
+            "largest": {"vcpus": 2, "memory_mib": 2048, "disk_gib": 40},
+        },
     )
     assert report(error) is Exit.FAILED
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err.splitlines() == [
-        "error: No host has room. (no_capacity)",
-        "  hint: Ask for less.",
-        "  hosts refused by: memory 3, zone 1",
-        "  the most that one host has free: vcpus 2",
+        "error: None of the 12 hosts can take this VM. (no_capacity)",
+        "   4 of 12 hosts are in another zone; 2 for this reason alone",
+        "  10 of 12 hosts have too little memory free; 8 for this reason alone",
+        "  it would fit with --memory 2G (1 host)",
+        "  it would fit with --zone b (2 hosts)",
+        "  it would fit without its group, or if that were soft (3 hosts)",
+        "  zones there are: a, b",
         "  request id: req-1",
     ]
+
+
+def test_no_capacity_of_several_says_how_many_would_fit_and_what_is_largest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    details = {
+        "hosts": 1,
+        "constraints": {"vcpus": 1, "aura": 1},
+        "largest": {"vcpus": 2, "memory_mib": 1536, "disk_gib": 40, "gpu": 1},
+        "vms": 3,
+        "vms_fitting": 2,
+    }
+    report(errors.ApiError(status=409, code="no_capacity", message="No.", hint="Ask for less.", details=details))
+    assert capsys.readouterr().err.splitlines() == [
+        "error: No. (no_capacity)",
+        "  hint: Ask for less.",
+        "  of 3 VMs 2 would fit",
+        "  1 of 1 hosts have too few vCPUs free",
+        "  1 of 1 hosts are refused by aura",
+        "  the most that one host has free: 2 vCPUs, 1536M memory, 40G disk, gpu 1",
+    ]
+
+
+def test_every_constraint_and_every_change_has_words() -> None:
+    assert set(room._WHY) == set(CONSTRAINTS)
+    assert set(CHANGES.values()) | {"vcpus", "memory_mib", "disk_gib"} == set(room._CHANGES)
+    told = Refused(3, {"zone": 3}, {"zone": 2}, ["a"], [Fit("zones", "a", 2)], None, vms=2, vms_fitting=1).problem()
+    assert set(told.details) <= room.FIELDS
 
 
 def test_a_failed_vm_says_what_happened_on_every_host(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +181,7 @@ DETAILS = [
         {"quota": {"memory_mib": {"limit": 2048, "used": 1536, "asked": 1024}, "disk_gib": {"limit": 5, "used": 9}}},
         ["memory: 1536M of 2G used, 1G more asked", "disk: 9G of 5G used"],
     ),
-    ({"hosts": 3, "constraints": {"memory_mib": 3}}, ["hosts refused by: memory_mib 3"]),
+    ({"hosts": 3, "constraints": {"memory_mib": 3}}, ["3 of 3 hosts have too little memory free"]),
     ({"hosts": 0, "constraints": {}}, ["there is no host"]),
     ({"revision": "3.17"}, ["its revision is now 3.17"]),
     ({"retry_after_s": 1.5}, ["it may be asked again in 1.5 s"]),

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from leveret.client.cli.amqp_users import AmqpRoleChoice
 from leveret.client.cli.faults import RULES, checked, checked_word
+from leveret.client.cli.group import PolicyChoice, TopologyChoice
 from leveret.client.cli.token import RoleChoice
 from leveret.client.cli.wait import Goal
 from leveret.client.leveret import Target
@@ -23,6 +24,8 @@ from leveret.shared.documents import (
     UpdateQuota,
     UpdateVm,
 )
+from leveret.shared.groups import CreateGroup, Policy, Topology
+from leveret.shared.placements import AskCapacity
 
 pytestmark = pytest.mark.unit
 
@@ -57,6 +60,12 @@ DIGEST = "0" * 64
         ({"placement": {"require_labels": {"a b": "c"}}}, "--require-label"),
         ({"placement": {"forbid_labels": {"a": "b c"}}}, "--forbid-label"),
         ({"placement": {"strategy": "scatter"}}, "--strategy"),
+        ({"placement": {"tolerate": {"a": "b c"}}}, "--tolerate"),
+        ({"placement": {"tolerate": {"a b": "c"}}}, "--tolerate"),
+        ({"placement": {"hosts": ["a b"]}}, "--on-host"),
+        ({"placement": {"group": "No"}}, "--group"),
+        ({"count": 0}, "--count"),
+        ({"count": 101}, "--count"),
         ({"on_host_failure": "pray"}, "--on-host-failure"),
     ],
 )
@@ -111,9 +120,23 @@ def test_every_field_of_a_request_has_a_rule() -> None:
     assert {f"placement.{name}" for name in fields(Placement)} <= set(RULES)
     assert fields(UpdateQuota) <= spoken
     assert fields(UpdateVm) <= spoken
+    assert fields(AskCapacity) <= spoken
 
 
 def test_the_choices_are_those_of_the_documents() -> None:
     assert {choice.value for choice in RoleChoice} == set(get_args(Role))
     assert {choice.value for choice in AmqpRoleChoice} == set(get_args(AmqpRole))
     assert {choice.value for choice in Goal} == set(get_args(Target))
+    assert {choice.value for choice in PolicyChoice} == set(get_args(Policy))
+    assert {choice.value for choice in TopologyChoice} == set(get_args(Topology))
+
+
+def test_the_name_of_a_group_is_told_as_its_argument() -> None:
+    with pytest.raises(typer.BadParameter) as caught:
+        checked(CreateGroup, {"name": "No"}, rename={"name": "group_name"})
+    assert caught.value.param_hint == "GROUP"
+
+
+def test_a_name_that_is_too_long_to_be_numbered_is_told() -> None:
+    with pytest.raises(typer.BadParameter, match="too long to be numbered"):
+        checked(CreateVm, GOOD | {"name": "a" * 62, "count": 10})

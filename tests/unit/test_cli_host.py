@@ -257,3 +257,13 @@ def test_what_was_ordered_of_hosts_can_be_read_in_the_log() -> None:
     assert note("host.fenced", proof="power cut") == "h3: power cut (by token ops of default)"
     assert note("host.cordoned", reason="new memory") == "h3: new memory (by token ops of default)"
     assert note("host.retired") == "h3 (by token ops of default)"
+
+
+def test_a_host_that_is_up_and_gets_no_new_vms_says_why() -> None:
+    problem = Problem.of(Code.DISK_FULL, "The pool has 0.5 GiB free.")
+    ill = a_host(state="up", state_reason=None, heard=timedelta(0), problem=problem)
+    facts = dict(host.facts(ill))
+    assert facts["problem"] == "The pool has 0.5 GiB free. (disk_full)"
+    assert "no new VMs" in facts["next"]
+    (note,) = [column.text(ill) for column in HOST_COLUMNS if column.title == "NOTE"]
+    assert note == "The pool has 0.5 GiB free."

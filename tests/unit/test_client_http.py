@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from peers import eventually
 
 from leveret.api import examples
 from leveret.api.problems import STATUS
@@ -24,6 +25,7 @@ from leveret.client.errors import (
     NotFound,
     Unavailable,
     Unreachable,
+    VmFailed,
     WaitTimedOut,
     refusal,
 )
@@ -31,6 +33,7 @@ from leveret.client.http import Http
 from leveret.client.leveret import Leveret
 from leveret.client.receipt import tag_of
 from leveret.shared.documents import CreateToken, CreateVm, ImageByName, UpdateVm, VmView
+from leveret.shared.ids import ids_of
 
 pytestmark = pytest.mark.unit
 
@@ -606,3 +609,144 @@ async def test_a_selector_that_says_nothing_is_not_left_out() -> None:
         with pytest.raises(Invalid):
             await anext(client.list(selector=""))
     assert peer.requests[0].url.params.get_list("label") == [""]
+
+
+# Several VMs of one request.
+
+
+THREE = CreateVm(name="web", image=ImageByName(name="appliance"), count=3)
+THEIR_IDS = ids_of(VM_ID, 3)
+
+
+def several(*states: str) -> httpx2.Response:
+    vms = [
+        vm(id=str(vm_id), name=f"web-{n}", state=state)
+        for n, (vm_id, state) in enumerate(zip(THEIR_IDS, states, strict=False), start=1)
+    ]
+    verdict = "accepted" if vms else "queued"
+    told = {"request_id": "r1", "vm_id": str(VM_ID), "verdict": verdict, "vm": None, "vms": vms}
+    return httpx2.Response(202, json=told)
+
+
+async def test_every_attempt_to_get_several_carries_the_same_key() -> None:
+    peer = Peer(httpx2.ReadTimeout("no answer"), problem(503, "unavailable"), several("pending", "pending", "building"))
+    async with leveret(peer) as client:
+        asked = await client.create(THREE, vm_id=VM_ID)
+    assert {(one.method, one.url.path, one.headers["idempotency-key"]) for one in peer.requests} == {
+        ("POST", "/v1/vms", str(VM_ID))
+    }
+    assert len(peer.requests) == 3
+    assert json.loads(peer.requests[0].content)["count"] == 3
+    assert asked.vm_ids == THEIR_IDS == tuple(one.id for one in asked.made)
+    assert [(one.name, one.state) for one in asked.made] == [
+        ("web-1", "pending"),
+        ("web-2", "pending"),
+        ("web-3", "building"),
+    ]
+
+
+async def test_the_ids_of_several_are_known_while_they_are_queued_and_one_alone_has_no_key() -> None:
+    peer = Peer(several(), receipt())
+    async with leveret(peer) as client:
+        asked = await client.create(THREE)
+        assert (asked.verdict, asked.made, asked.vm_ids) == ("queued", (), THEIR_IDS)
+        one = await client.create(CreateVm(image=ImageByName(name="appliance")), vm_id=VM_ID)
+    assert one.vm_ids == (VM_ID,)
+    assert "idempotency-key" not in peer.requests[1].headers
+
+
+async def test_a_receipt_for_several_is_nothing_for_a_wait_for_one() -> None:
+    peer = Peer(several("running", "running", "running"))
+    async with leveret(peer) as client:
+        asked = await client.create(THREE)
+        with pytest.raises(ValueError, match="wait_all"):
+            await client.wait(asked, "running", timeout_s=1)
+    assert len(peer.requests) == 1
+
+
+class Fleet:
+    """An API in which several VMs have these states, and whose events are those that the test tells."""
+
+    def __init__(self, **states: str) -> None:
+        self.states = dict(zip(THEIR_IDS, states.values(), strict=False))
+        self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.looks: list[str] = []
+        self._told = 0
+
+    def becomes(self, number: int, state: str) -> None:
+        vm_id = THEIR_IDS[number - 1]
+        self.states[vm_id] = state
+        self._told += 1
+        told = event(self._told, state) | {"vm_id": str(vm_id), "vm_name": f"web-{number}"}
+        self.events.put_nowait(told)
+
+    def __call__(self, request: httpx2.Request) -> Answer:
+        path = request.url.path
+        if request.method == "POST":
+            return several("pending", "pending", "pending")
+        if path == "/v1/events" and request.url.params.get("after") == "latest":
+            return httpx2.Response(200, json={"items": [], "next": 0, "forgotten_seq": 0})
+        if path == "/v1/events":
+            return httpx2.Response(200, headers={"Content-Type": "text/event-stream"}, content=self._stream())
+        vm_id = uuid.UUID(path.rpartition("/")[2])
+        self.looks.append(path)
+        if vm_id not in self.states:
+            return problem(404, "vm_not_found")
+        name = f"web-{THEIR_IDS.index(vm_id) + 1}"
+        return httpx2.Response(200, json=vm(id=str(vm_id), name=name, state=self.states[vm_id]))
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        while True:
+            told = await self.events.get()
+            yield f"id: {told['seq']}\nevent: {told['type']}\ndata: {json.dumps(told)}\n\n".encode()
+
+
+async def test_a_wait_for_several_looks_at_those_that_news_is_about_and_ends_when_all_are_there() -> None:
+    fleet = Fleet(one="building", two="running", three="building")
+    heard: list[tuple[str | None, str]] = []
+    async with leveret(Peer(fleet)) as client:
+        waiting = asyncio.create_task(
+            client.wait_all(
+                THEIR_IDS, "running", timeout_s=10, on_event=lambda news: heard.append((news.vm_name, news.type))
+            )
+        )
+        await eventually(lambda: len(fleet.looks) == 3, what="a first look at each")
+        fleet.becomes(3, "running")
+        await eventually(lambda: len(fleet.looks) == 4, what="a look at the one with news")
+        assert fleet.looks[3].endswith(str(THEIR_IDS[2]))
+        fleet.becomes(1, "running")
+        found = await waiting
+    assert [one.name for one in found] == ["web-1", "web-2", "web-3"]
+    assert heard == [("web-3", "running"), ("web-1", "running")]
+
+
+async def test_a_wait_for_several_fails_with_the_first_that_cannot_come_to_be_so() -> None:
+    async with leveret(Peer(Fleet(one="running", two="error", three="building"))) as client:
+        with pytest.raises(VmFailed, match="web-2"):
+            await client.wait_all(await client.create(THREE), "running", timeout_s=10)
+
+
+async def test_a_wait_for_several_that_is_over_says_which_is_late() -> None:
+    async with leveret(Peer(Fleet(one="running", two="building", three="running"))) as client:
+        with pytest.raises(WaitTimedOut) as caught:
+            await client.wait_all(THEIR_IDS, "running", timeout_s=0.2)
+        assert caught.value.vm is not None
+        assert caught.value.vm.name == "web-2"
+        with pytest.raises(ValueError, match="runing"):
+            await client.wait_all(THEIR_IDS, "runing", timeout_s=1)  # type: ignore[arg-type]
+
+
+async def test_several_that_are_refused_later_end_their_wait_with_the_refusal() -> None:
+    peer = Peer(several(), problem(409, "no_capacity"))
+    async with leveret(peer) as client:
+        asked = await client.create(THREE)
+        with pytest.raises(Conflict, match="no_capacity"):
+            await client.wait_all(asked, "running", timeout_s=10)
+    assert len({one.headers["idempotency-key"] for one in peer.requests}) == 1
+
+
+async def test_a_group_that_a_lost_answer_removed_is_removed() -> None:
+    peer = Peer(httpx2.ReadTimeout("no answer"), problem(404, "group_not_found"))
+    async with leveret(peer) as client:
+        await client.delete_group("a b")
+    assert peer.requests[0].url.raw_path == b"/v1/groups/a%20b"

@@ -37,7 +37,7 @@ def pending(**more: Any) -> Vm:
 
 
 def building() -> Vm:
-    return decisions.placed(pending(), HOST, "h1", 1, NOW).after
+    return decisions.placed(pending(), HOST, "h1", 1, NOW, LIMITS).after
 
 
 def report(vm: Vm, observed: Observed, **more: Any) -> VmReport:
@@ -110,9 +110,9 @@ def test_no_sequence_of_facts_makes_an_impossible_row(facts: list[Any], on_host_
                 change = on_deadline(vm, now, LIMITS)
             case "placed" if vm.state is State.PENDING:
                 token += 1
-                change = decisions.placed(vm, HOST, "h1", token, now)
+                change = decisions.placed(vm, HOST, "h1", token, now, LIMITS)
             case "unplaceable" if vm.state is State.PENDING:
-                change = decisions.unplaceable(vm, Problem.of(Code.NO_CAPACITY, "full"))
+                change = decisions.unplaceable(vm, Problem.of(Code.NO_CAPACITY, "full"), 1, now, LIMITS)
             case "fenced" if vm.host_id is not None:
                 change = decisions.on_fence(vm, "h1", now, LIMITS)
             case "retired" if vm.host_id is not None:
@@ -174,7 +174,7 @@ def test_a_failed_build_is_tried_on_three_hosts_and_then_explained() -> None:
         vm = after(on_report(vm, failed, 1, NOW, LIMITS))
         if attempt < 3:
             assert vm.state is State.PENDING
-            vm = decisions.placed(vm, uuid.UUID(int=attempt + 1), "h", attempt + 1, NOW).after
+            vm = decisions.placed(vm, uuid.UUID(int=attempt + 1), "h", attempt + 1, NOW, LIMITS).after
     assert vm.state is State.ERROR
     assert vm.problem is not None
     assert [a["message"] for a in vm.problem["details"]["attempts"]] == ["try 1", "try 2", "try 3"]
@@ -222,7 +222,9 @@ def test_a_delete_that_is_late_says_so_once_and_goes_on() -> None:
 def test_a_failed_build_without_another_host_tells_the_build_s_reason_and_why_there_is_none() -> None:
     failed = report(building(), Observed.ABSENT, problem=Problem.of(Code.START_FAILED, "QEMU said no"))
     vm = after(on_report(building(), failed, 1, NOW, LIMITS))
-    vm = decisions.unplaceable(vm, Problem.of(Code.NO_CAPACITY, "full", constraints={"failed_before": 1})).after
+    vm = decisions.unplaceable(
+        vm, Problem.of(Code.NO_CAPACITY, "full", constraints={"failed_before": 1}), 1, NOW, LIMITS
+    ).after
     assert vm.problem is not None
     assert vm.problem["code"] == Code.BUILD_FAILED
     assert "QEMU said no" in vm.problem["message"]

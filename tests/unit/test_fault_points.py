@@ -28,6 +28,8 @@ BARE = {
     "conductor/database.py:transaction": "it is what steps are made of",
     "conductor/migrate.py:_apply": "migrations are told apart by their own table",
     "conductor/administration.py:carry_out": "a savepoint within requests.administer",
+    "conductor/creating.py:_write_all": "a savepoint within requests.carry_out",
+    "conductor/requests.py:_measure": "it reads",
     "conductor/identities.py:of": "it reads",
     "conductor/relay.py:_publish_some": "it reads",
     "conductor/invariants/hosts.py:_hosts": "it reads",

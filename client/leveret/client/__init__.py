@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         WaitTimedOut,
     )
     from leveret.client.leveret import Leveret
-    from leveret.client.receipt import IfMatch, Receipt
+    from leveret.client.receipt import IfMatch, MadeVm, Receipt
     from leveret.client.sights import VmSight
     from leveret.shared.documents import (
         AmqpUserView,
@@ -54,8 +54,10 @@ if TYPE_CHECKING:
         Usage,
         VmView,
     )
+    from leveret.shared.groups import CreateGroup, GroupView
     from leveret.shared.ids import id_for_key, new_id
     from leveret.shared.lifecycle import Desired, State
+    from leveret.shared.placements import AskCapacity, CapacityReport, PlacementView, TriedHost
     from leveret.shared.waiting import Target
 
 _ERRORS = (
@@ -67,14 +69,21 @@ _DOCUMENTS = (
     "ProjectView QuotaView TokenView UpdateQuota UpdateVm Usage VmView"
 )
 _HOMES = {
+    "AskCapacity": "leveret.shared.placements",
+    "CapacityReport": "leveret.shared.placements",
     "Config": "leveret.client.config",
+    "CreateGroup": "leveret.shared.groups",
     "Desired": "leveret.shared.lifecycle",
+    "GroupView": "leveret.shared.groups",
     "IfMatch": "leveret.client.receipt",
     "Leveret": "leveret.client.leveret",
     "LeveretAmqp": "leveret.client.amqp",
+    "MadeVm": "leveret.client.receipt",
+    "PlacementView": "leveret.shared.placements",
     "Receipt": "leveret.client.receipt",
     "State": "leveret.shared.lifecycle",
     "Target": "leveret.shared.waiting",
+    "TriedHost": "leveret.shared.placements",
     "VmSight": "leveret.client.sights",
     "id_for_key": "leveret.shared.ids",
     "new_id": "leveret.shared.ids",
@@ -86,16 +95,20 @@ __all__ = [
     "Ambiguous",
     "AmqpUserView",
     "ApiError",
+    "AskCapacity",
+    "CapacityReport",
     "ClientError",
     "Config",
     "ConfigError",
     "Conflict",
+    "CreateGroup",
     "CreateToken",
     "CreateVm",
     "Denied",
     "Desired",
     "EventGap",
     "EventView",
+    "GroupView",
     "HostView",
     "IfMatch",
     "ImageByName",
@@ -104,16 +117,19 @@ __all__ = [
     "Invalid",
     "Leveret",
     "LeveretAmqp",
+    "MadeVm",
     "Missing",
     "NewTokenView",
     "NotFound",
     "Placement",
+    "PlacementView",
     "ProjectView",
     "QuotaView",
     "Receipt",
     "State",
     "Target",
     "TokenView",
+    "TriedHost",
     "Unavailable",
     "Unreachable",
     "UpdateQuota",

@@ -3,11 +3,11 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from ipaddress import IPv4Address
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from uuid import UUID
 
 import aiormq.exceptions
@@ -18,7 +18,7 @@ from leveret.client.broker import is_up, shown, user_of, why_down
 from leveret.client.errors import ApiError, ClientError, EventGap, Unavailable, Unreachable, WaitTimedOut, refusal
 from leveret.client.inputs import check_amqp_url, check_request_id, check_traceparent
 from leveret.client.own_queue import brief, kept
-from leveret.client.receipt import ANY, IfMatch, Receipt, tag_of
+from leveret.client.receipt import ANY, IfMatch, MadeVm, Receipt, one_of, tag_of
 from leveret.client.sights import Sights, VmSight
 from leveret.client.waiting import check_target
 from leveret.client.watching import WATCH_RETRY_S, OnGap
@@ -26,11 +26,14 @@ from leveret.shared import documents as d
 from leveret.shared import ids, topology
 from leveret.shared.bus import Caller, Link
 from leveret.shared.errors import Code, LeveretError, Problem
+from leveret.shared.groups import CreateGroup, DeleteGroup
 from leveret.shared.lifecycle import State
 from leveret.shared.messages import TYPE_OF, Verdict
 from leveret.shared.waiting import Target
 
 __all__ = ["LeveretAmqp", "VmSight"]
+
+Answer = TypeVar("Answer")
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -102,7 +105,10 @@ class LeveretAmqp:
         request_id: str | None = None,
         traceparent: str | None = None,
     ) -> Receipt:
-        """Get me a VM. `dry_run` asks whether it would be accepted now; a refusal is raised all the same."""
+        """Get me a VM. `dry_run` asks whether it would be accepted now; a refusal is raised all the same.
+
+        With `count` it gets several, all or none: the receipt lists them (`made`), and `wait_all` waits for them.
+        """
         headers = {"dry_run": "true"} if dry_run else {}
         return await self._request(vm_id or ids.new_id(), spec, request_id, headers | _headers(None, traceparent))
 
@@ -173,6 +179,25 @@ class LeveretAmqp:
         """Try a VM in `error` again, on any host."""
         return await self._request(vm_id, d.RetryVm(), request_id, _headers(if_match, traceparent))
 
+    async def create_group(self, group: CreateGroup, *, request_id: str | None = None) -> None:
+        """A group. Again with the same document it is the same group; with another one it is Conflict `name_taken`."""
+        await self._order(group, request_id)
+
+    async def delete_group(self, name: str, *, request_id: str | None = None) -> None:
+        """Forget a group that has no VMs any more."""
+        await self._order(DeleteGroup(name=name), request_id)
+
+    async def _order(self, document: d.Document, request_id: str | None) -> None:
+        """Return when it is committed. Raises Unavailable when nobody said so in time."""
+        request_id = str(ids.new_id()) if request_id is None else check_request_id(request_id)
+        headers = {"request_id": request_id, "requested_at": str(time.time())}
+
+        async def ask(left_s: float) -> None:
+            if await self._verdict(document, headers, left_s) is None:
+                raise refusal("unavailable", "No verdict came.", request_id=request_id)
+
+        await self._again(ask)
+
     async def _request(
         self, vm_id: UUID, document: d.Document, request_id: str | None, headers: dict[str, str]
     ) -> Receipt:
@@ -180,19 +205,21 @@ class LeveretAmqp:
         headers = {"vm_id": str(vm_id), "request_id": request_id, "requested_at": str(time.time())} | headers
 
         async def ask() -> Receipt:
-            receipt = await self._ask(vm_id, document, headers)
+            receipt = await self._again(lambda left_s: self._ask_once(vm_id, document, headers, left_s))
             if receipt.verdict == "accepted" and not isinstance(document, d.UpdateVm):
-                self._sights.asked(vm_id, request_id)
+                for asked in receipt.vm_ids:
+                    self._sights.asked(asked, request_id)
             return receipt.asked_again_by(ask)
 
         return await ask()
 
-    async def _ask(self, vm_id: UUID, document: d.Document, headers: dict[str, str]) -> Receipt:
+    async def _again(self, ask: Callable[[float], Awaitable[Answer]]) -> Answer:
+        """The answer, asked for again while it may be; `ask` is told how many seconds are left."""
         give_up_at = time.monotonic() + self._retry_for_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await self._ask_once(vm_id, document, headers, give_up_at - time.monotonic())
+                return await ask(give_up_at - time.monotonic())
             except (Unavailable, Unreachable) as error:
                 asked_s = (error.retry_after_s or 0.0) if isinstance(error, Unavailable) else 0.0
                 wait_s = max(asked_s, pause_s * random.uniform(0.5, 1.0))
@@ -203,6 +230,16 @@ class LeveretAmqp:
 
     async def _ask_once(self, vm_id: UUID, document: d.Document, headers: dict[str, str], left_s: float) -> Receipt:
         """Raises Unavailable and Unreachable when it may be asked again, other errors when not."""
+        count = document.count if isinstance(document, d.CreateVm) else 1
+        verdict = await self._verdict(document, headers, left_s)
+        if verdict is not None:
+            return _receipt(verdict, vm_id, count)
+        if "dry_run" in headers or not self._link.is_up:
+            raise refusal("unavailable", "No verdict came.", request_id=headers["request_id"])
+        return Receipt(request_id=headers["request_id"], vm_id=vm_id, verdict="queued", vm=None, count=count)
+
+    async def _verdict(self, document: d.Document, headers: dict[str, str], left_s: float) -> Verdict | None:
+        """What became of it, or None when it is queued and nobody said so in time. Raises as `_ask_once` does."""
         if not await is_up(self._link, max(0.0, left_s)):
             raise Unreachable(shown(self._url), why_down(self._link))
         try:
@@ -213,13 +250,9 @@ class LeveretAmqp:
             if isinstance(error.__cause__, aiormq.exceptions.ChannelAccessRefused):
                 raise refusal("forbidden", f"The broker does not let this user ask: {error.__cause__}") from error
             raise _refused(error.problem, headers["request_id"]) from error
-        if isinstance(answer, Verdict):
-            if answer.problem is not None:
-                raise _refused(answer.problem, headers["request_id"])
-            return _receipt(answer, vm_id)
-        if "dry_run" in headers or not self._link.is_up:
-            raise refusal("unavailable", "No verdict came.", request_id=headers["request_id"])
-        return Receipt(request_id=headers["request_id"], vm_id=vm_id, verdict="queued", vm=None)
+        if isinstance(answer, Verdict) and answer.problem is not None:
+            raise _refused(answer.problem, headers["request_id"])
+        return answer if isinstance(answer, Verdict) else None
 
     # Events.
 
@@ -264,7 +297,7 @@ class LeveretAmqp:
         check_target(target)
         if not self._waits:
             raise ClientError("this client was opened with waits=False: it hears nothing to wait for")
-        vm_id = vm.vm_id if isinstance(vm, Receipt) else vm
+        vm_id = one_of(vm)
         is_judged = False
         try:
             async with asyncio.timeout(timeout_s):
@@ -276,6 +309,25 @@ class LeveretAmqp:
                 return await self._sights.until(vm_id, target)
         except TimeoutError:
             raise WaitTimedOut(self._sights.get(vm_id) if is_judged else None, target, timeout_s) from None
+
+    async def wait_all(self, vms: Sequence[UUID] | Receipt, target: Target, *, timeout_s: float) -> tuple[VmSight, ...]:
+        """What was heard of the VMs, in order, once all are what was waited for. Raises as `wait` does."""
+        check_target(target)
+        until = time.monotonic() + timeout_s
+        if isinstance(vms, Receipt):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    vms = (await vms.judged()).vm_ids
+            except TimeoutError:
+                raise WaitTimedOut(None, target, timeout_s) from None
+        left_s = max(0.0, until - time.monotonic())
+        waits = [asyncio.create_task(self.wait(vm_id, target, timeout_s=left_s)) for vm_id in vms]
+        try:
+            return tuple(await asyncio.gather(*waits))
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _look(self, vm_id: UUID) -> None:
         """A change of nothing is answered with how things stand. A request that is queued before it is answered too."""
@@ -323,7 +375,7 @@ def _headers(if_match: IfMatch | None, traceparent: str | None) -> dict[str, str
     return headers if traceparent is None else headers | {"traceparent": check_traceparent(traceparent)}
 
 
-def _receipt(verdict: Verdict, vm_id: UUID) -> Receipt:
+def _receipt(verdict: Verdict, vm_id: UUID, count: int) -> Receipt:
     return Receipt(
         request_id=verdict.request_id,
         vm_id=vm_id,
@@ -333,6 +385,8 @@ def _receipt(verdict: Verdict, vm_id: UUID) -> Receipt:
         state=verdict.state,
         name=verdict.name,
         address=IPv4Address(verdict.address) if verdict.address else None,
+        count=count,
+        made=tuple(MadeVm.model_validate(one.model_dump()) for one in verdict.vms),
     )
 
 

@@ -94,6 +94,8 @@ _STATUS = {
     "host_not_found": 404,
     "image_unknown": 422,
     "network_unknown": 422,
+    "group_unknown": 422,
+    "group_not_found": 404,
     "precondition_failed": 412,
     "rate_limited": 429,
     "unavailable": 503,

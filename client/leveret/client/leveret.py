@@ -12,16 +12,19 @@ from uuid import UUID
 import httpx2
 from pydantic import BaseModel
 
-from leveret.client.errors import Ambiguous, ApiError, Conflict, EventGap, NotFound
+from leveret.client.errors import Ambiguous, ApiError, Conflict, EventGap, NotFound, WaitTimedOut
 from leveret.client.http import Http, OnRetry, unreadable
 from leveret.client.inputs import check_traceparent
-from leveret.client.receipt import ANY, IfMatch, Receipt, tag_of
+from leveret.client.receipt import ANY, IfMatch, Receipt, one_of, tag_of
 from leveret.client.waiting import OnEvent, Wait, check_target
+from leveret.client.waiting_all import WaitAll
 from leveret.client.watching import WATCH_RETRY_S, OnGap, Watch
 from leveret.shared import documents as d
 from leveret.shared import ids
 from leveret.shared.checks import CheckReport, RunCheck
+from leveret.shared.groups import CreateGroup, GroupView
 from leveret.shared.lifecycle import State
+from leveret.shared.placements import AskCapacity, CapacityReport, PlacementView
 from leveret.shared.waiting import Target
 
 __all__ = ["Leveret", "Receipt", "Target"]
@@ -84,10 +87,16 @@ class Leveret:
         """Get me a VM. The id is made before the first attempt, so that another attempt means the same VM.
 
         `dry_run` asks whether it would be accepted now, and claims nothing; a refusal is raised all the same.
+        With `count` it gets several, all or none: the receipt lists them, and `wait_all` waits for them. `vm_id` is
+        no VM's then: it only makes another attempt mean the same VMs.
         """
+        vm_id = vm_id or ids.new_id()
+        several = spec.count > 1
         return await self._write(
-            "PUT",
-            _vm(vm_id or ids.new_id()),
+            "POST" if several else "PUT",
+            "/v1/vms" if several else _vm(vm_id),
+            key=str(vm_id) if several else None,
+            count=spec.count,
             body=spec.model_dump_json(exclude_defaults=True),
             params={"dry_run": "true"} if dry_run else None,
             wait=None if dry_run else wait,
@@ -202,12 +211,14 @@ class Leveret:
         if_match: IfMatch | None = None,
         request_id: str | None = None,
         traceparent: str | None = None,
+        key: str | None = None,
+        count: int = 1,
     ) -> Receipt:
         if wait is not None:
             check_target(wait)
         waiting = {"wait": wait, "timeout_s": f"{timeout_s:g}"} if wait else {}
         request_id = str(ids.new_id()) if request_id is None else request_id
-        headers = _if_match(if_match) | _trace(traceparent)
+        headers = _if_match(if_match) | _trace(traceparent) | ({} if key is None else {"Idempotency-Key": key})
 
         async def ask() -> Receipt:
             response = await self._http.send(
@@ -219,7 +230,7 @@ class Leveret:
                 request_id=request_id,
                 wait_s=timeout_s if wait else 0.0,
             )
-            receipt = _read(Receipt, response, wait=response.headers.get("leveret-wait"))
+            receipt = _read(Receipt, response, wait=response.headers.get("leveret-wait"), count=count)
             return receipt.asked_again_by(ask)
 
         return await ask()
@@ -287,24 +298,62 @@ class Leveret:
         `generation`; a request of which only the id is known may not be among them yet. Raises the refusal of a queued
         request, VmFailed as soon as it cannot come true by itself any more, WaitTimedOut when the time is over.
         """
-        vm_id = vm.vm_id if isinstance(vm, Receipt) else vm
+        vm_id = one_of(vm)
 
         async def judged() -> int:
             told = (await vm.judged()).generation if isinstance(vm, Receipt) else None
             return max(generation, told or 0)
 
         async def look() -> d.VmView | None:
-            try:
-                return _read(d.VmView, await self._http.send("GET", _vm(vm_id), retry_for_s=timeout_s))
-            except ApiError as error:
-                if error.status != 404:
-                    raise
-                return None
+            return await self._look(vm_id, timeout_s)
 
         def hear() -> AsyncGenerator[d.EventView, None]:
             return Watch(self._http, f"{_vm(vm_id)}/events", 0, give_up_s=timeout_s, on_gap=_unheeded).events()
 
         return await Wait(target, judged=judged, look=look, hear=hear, on_event=on_event).outcome(timeout_s)
+
+    async def wait_all(
+        self,
+        vms: Sequence[UUID] | Receipt,
+        target: Target,
+        *,
+        timeout_s: float,
+        after: After = "latest",
+        on_event: OnEvent | None = None,
+    ) -> tuple[d.VmView, ...]:
+        """The VMs, in order, once all of them are what was waited for.
+
+        As `wait`, over one stream of the project's events: those after the `after`th that are about these VMs are shown
+        to `on_event`. Raises VmFailed as soon as one of them cannot become so by itself any more.
+        """
+        check_target(target)
+        until = time.monotonic() + timeout_s
+        if isinstance(vms, Receipt):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    vms = (await vms.judged()).vm_ids
+            except TimeoutError:
+                raise WaitTimedOut(None, target, timeout_s) from None
+        if after == "latest":
+            _, after = await self.events_page(after="latest")
+        watch = Watch(self._http, _events(None), after, give_up_s=timeout_s, on_gap=_unheeded)
+        wait = WaitAll(
+            target, vms, look=lambda vm_id: self._look(vm_id, timeout_s), hear=watch.events, on_event=on_event
+        )
+        return await wait.outcome(max(0.0, until - time.monotonic()))
+
+    async def _look(self, vm_id: UUID, retry_for_s: float) -> d.VmView | None:
+        """The VM, or None while there is none."""
+        try:
+            return _read(d.VmView, await self._http.send("GET", _vm(vm_id), retry_for_s=retry_for_s))
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
+
+    async def placement(self, vm_id: UUID) -> PlacementView:
+        """Where it stands and why: every host that was chosen for it, and what came of that."""
+        return await self._get(PlacementView, f"{_vm(vm_id)}/placement")
 
     async def console_log(self, vm_id: UUID, *, max_bytes: int = 65536) -> str:
         """The end of the guest's serial console."""
@@ -440,6 +489,28 @@ class Leveret:
         body = RunCheck(hosts=hosts).model_dump_json()
         return _read(CheckReport, await self._http.send("POST", "/v1/checks", body=body, wait_s=CHECK_WAIT_S))
 
+    async def capacity(self, shape: AskCapacity | None = None) -> CapacityReport:
+        """How many more VMs of this shape there is room for now; not of named hosts, and not for a group."""
+        return _read(
+            CapacityReport, await self._http.send("GET", "/v1/capacity", params=_shape(shape or AskCapacity()))
+        )
+
+    # Groups of VMs that are placed with regard to each other.
+
+    async def groups(self) -> tuple[GroupView, ...]:
+        return await self._all(GroupView, "/v1/groups")
+
+    async def group(self, name: str) -> GroupView:
+        return await self._get(GroupView, _group(name))
+
+    async def create_group(self, group: CreateGroup) -> GroupView:
+        """A group. Again with the same document it is the same group; with another one it is Conflict `name_taken`."""
+        return _read(GroupView, await self._http.send("POST", "/v1/groups", body=group.model_dump_json()))
+
+    async def delete_group(self, name: str) -> None:
+        """Forget a group that has no VMs any more."""
+        await self._http.send("DELETE", _group(name), missing_is_done=True)
+
     async def images(self) -> tuple[d.ImageView, ...]:
         return await self._all(d.ImageView, "/v1/images")
 
@@ -538,6 +609,22 @@ def _trace(traceparent: str | None) -> dict[str, str]:
 
 def _host(name_or_id: str) -> str:
     return f"/v1/hosts/{quote(name_or_id, safe='')}"
+
+
+def _group(name: str) -> str:
+    return f"/v1/groups/{quote(name, safe='')}"
+
+
+def _shape(shape: AskCapacity) -> dict[str, Any]:
+    """The question as parameters. Raises ValueError for what cannot be asked over REST."""
+    where = shape.placement
+    if where.hosts or where.group:
+        raise ValueError("capacity is asked for by size, zone, label and taint, and neither of a host nor for a group")
+    asked: dict[str, Any] = shape.model_dump(include={"vcpus", "memory_mib", "disk_gib"})
+    asked["zones"] = list(where.zones)
+    for field in ("require_labels", "forbid_labels", "tolerate"):
+        asked[field] = [f"{key}={value}" for key, value in getattr(where, field).items()]
+    return {name: value for name, value in asked.items() if value}
 
 
 def _project(project: str) -> str:

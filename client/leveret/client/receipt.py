@@ -5,12 +5,14 @@ import random
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address
 from typing import Literal
+from uuid import UUID
 
-from pydantic import PrivateAttr, model_validator
+from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from leveret.client.errors import ClientError, Unavailable, Unreachable
-from leveret.shared.documents import RequestView, VmView, revision_of
+from leveret.shared.documents import Document, RequestView, VmView, revision_of
 from leveret.shared.headers import SILENT_MARK, is_if_match
+from leveret.shared.ids import ids_of
 from leveret.shared.lifecycle import State
 
 WaitOutcome = Literal["reached", "failed", "timed_out"]
@@ -25,11 +27,23 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 3.0
 
 
+class MadeVm(Document):
+    """One of the VMs that a request for several made, as it was right after."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: UUID
+    name: str
+    state: State
+    address: IPv4Address | None = None
+
+
 class Receipt(RequestView):
     """`accepted` is committed. `queued`: the broker has it safe, and the conductor has not answered yet.
 
     Give it to `wait`: that waits for what this very request asked for. `wait` is set when the API was asked to wait. A
-    verdict over AMQP has no `vm`; what it tells of the VM stands in the last four fields, which REST fills too.
+    verdict over AMQP has no `vm`; what it tells of the VM stands in the next four fields, which REST fills too. One for
+    several VMs (`count`) has `made` instead: each of them, in order.
     """
 
     wait: WaitOutcome | None = None
@@ -37,15 +51,24 @@ class Receipt(RequestView):
     state: State | None = None
     name: str | None = None
     address: IPv4Address | None = None
+    count: int = 1
+    made: tuple[MadeVm, ...] = ()
     _ask_again: "Callable[[], Awaitable[Receipt]] | None" = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_the_vm(cls, values: dict[str, object]) -> dict[str, object]:
+        if values.get("vms") and not values.get("made"):
+            values = {**values, "made": values["vms"]}
         vm = values.get("vm")
         if not isinstance(vm, dict):
             return values
         return {key: vm.get(key) for key in ("generation", "state", "name", "address")} | values
+
+    @property
+    def vm_ids(self) -> tuple[UUID, ...]:
+        """The VMs that the request is about: known before there is a verdict."""
+        return ids_of(self.vm_id, self.count)
 
     def asked_again_by(self, ask: "Callable[[], Awaitable[Receipt]]") -> "Receipt":
         """The same receipt, which knows how to ask: with the same ids, so that it is carried out once."""
@@ -82,3 +105,12 @@ def tag_of(if_match: IfMatch) -> str:
     if tag != ANY and not is_if_match(tag):
         raise ValueError("if_match is a VM as it was read, its ETag, its generation, or *")
     return tag
+
+
+def one_of(vm: UUID | Receipt) -> UUID:
+    """The VM that is meant. Raises ValueError for a receipt of several."""
+    if not isinstance(vm, Receipt):
+        return vm
+    if vm.count > 1:
+        raise ValueError("this receipt is for several VMs: give it to `wait_all`")
+    return vm.vm_id

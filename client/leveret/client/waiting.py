@@ -10,7 +10,7 @@ from leveret.shared.documents import EventView, VmView
 from leveret.shared.waiting import Outcome, Standing, Target, judge
 
 #: The event with which each wait ends.
-_LAST_WORD: dict[Target, str] = {
+LAST_WORD: dict[Target, str] = {
     "running": "running",
     "ready": "guest_ready",
     "stopped": "stopped",
@@ -87,7 +87,7 @@ class Wait:
             vm = await self._until_it_exists()
             try:
                 if self._is_reached_by(vm):
-                    await self._hear_out(listener, _LAST_WORD[self._target])
+                    await self._hear_out(listener, LAST_WORD[self._target])
                     return vm
             except VmFailed:
                 await self._hear_out(listener, vm.state)

@@ -29,6 +29,7 @@ MAX_USER_DATA_BYTES = 1024 * 1024
 #: A request with the largest user-data, in base64, and everything else at its limit.
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 
+MAX_NAME = 63
 VmName = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]
 LabelKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{0,63}$")]
@@ -130,10 +131,18 @@ class Placement(Document):
     zones: Annotated[tuple[ShortName, ...], Field(max_length=32)] = ()
     require_labels: Labels = {}
     forbid_labels: Labels = {}
+    #: Hosts that are kept for somebody (`taints`) are meant, too, when all their taints are named here.
+    tolerate: Labels = {}
+    #: On one of these, by name or id. Only for administrators.
+    hosts: Annotated[tuple[ShortName, ...], Field(max_length=32)] = ()
+    #: With regard to the others of this group of the project.
+    group: VmName | None = None
     strategy: Literal["spread", "pack"] = "spread"
 
 
 OnHostFailure = Literal["none", "restart"]
+#: VMs that one request may ask for.
+MAX_COUNT = 100
 
 
 class CreateVm(Document):
@@ -162,6 +171,10 @@ class CreateVm(Document):
     running: Annotated[bool, Field(strict=True)] = True
     #: `restart` makes it anew on another host, without its disk, once its own is proven to be off.
     on_host_failure: OnHostFailure = "none"
+    #: So many at once, all or none. With a `name` they are called name-1, name-2, and so on.
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT, strict=True), WHOLE] = 1
+    #: When there is no room, stay `pending` until there is some, for at most an hour; else it is refused.
+    wait_for_capacity: Annotated[bool, Field(strict=True)] = False
 
     @field_validator("ssh_keys")
     @classmethod
@@ -170,6 +183,12 @@ class CreateVm(Document):
             if not _SSH_KEY.fullmatch(key):
                 raise ValueError("must be OpenSSH public keys, one a string: 'ssh-ed25519 AAAA... comment'")
         return keys
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "CreateVm":
+        if self.name is not None and self.count > 1 and len(f"{self.name}-{self.count}") > MAX_NAME:
+            raise ValueError(f"name is too long to be numbered: with -{self.count} it has more than {MAX_NAME} signs")
+        return self
 
     @model_validator(mode="after")
     def _one_user_data(self) -> "CreateVm":
@@ -396,6 +415,8 @@ class VmView(Document):
     on_host_failure: OnHostFailure = "none"
     #: When its host was last heard of, if that is too long ago: what is told of the VM is what was seen by then.
     host_silent_since: datetime | None = None
+    #: The group that it is placed with.
+    group: str | None = None
 
 
 def revision_of(generation: int, updated_at: datetime) -> str:
@@ -415,6 +436,8 @@ class RequestView(Document):
     vm_id: UUID
     verdict: Literal["accepted", "queued", "would_be_accepted"]
     vm: VmView | None
+    #: Those of a request for several, in order; then `vm_id` is no VM, but what the request was called by.
+    vms: tuple[VmView, ...] = ()
 
 
 class EventView(Document):
@@ -459,6 +482,12 @@ class HostView(Document):
     heartbeat_at: datetime
     #: Of a fenced host: whether it has come back and shown that nothing of what is over is left on it.
     clean: bool | None = None
+    #: What a VM must tolerate to be placed there.
+    taints: dict[str, str] = {}
+    #: How many VMs it takes, whatever their size; null is as many as fit.
+    vms_max: int | None = None
+    #: What is wrong with its hypervisor or its storage: meanwhile it gets no new VMs.
+    problem: Problem | None = None
 
 
 class ImageView(Document):

@@ -25,6 +25,9 @@ class Code(StrEnum):
     STATE_CONFLICT = "state_conflict"
     IMAGE_UNKNOWN = "image_unknown"
     NETWORK_UNKNOWN = "network_unknown"
+    GROUP_UNKNOWN = "group_unknown"
+    GROUP_NOT_FOUND = "group_not_found"
+    GROUP_IN_USE = "group_in_use"
     PRECONDITION_FAILED = "precondition_failed"
     PROJECT_NOT_FOUND = "project_not_found"
     PROJECT_IN_USE = "project_in_use"
@@ -85,6 +88,9 @@ HINTS: dict[Code, str] = {
     Code.STATE_CONFLICT: "Look at the VM's present state with `leveret show`.",
     Code.IMAGE_UNKNOWN: "Name a registered image (`leveret images`), or give its url and sha256.",
     Code.NETWORK_UNKNOWN: "Leave `network` out to use the default one.",
+    Code.GROUP_UNKNOWN: "Make it first: `leveret group create NAME`.",
+    Code.GROUP_NOT_FOUND: "List groups with `leveret group list`.",
+    Code.GROUP_IN_USE: "Delete its VMs first and wait until they are gone.",
     Code.PRECONDITION_FAILED: "Somebody changed it meanwhile: read it again, and decide anew.",
     Code.PROJECT_NOT_FOUND: "List projects with `leveret project list`.",
     Code.PROJECT_IN_USE: "Delete its VMs first and wait until they are gone.",

@@ -63,6 +63,23 @@ class Scheduled(OfVm):
     host_id: UUID
     attempt: int
     """Which try this is; 1 is the first."""
+    looked_at: int | None = None
+    """How many hosts were looked at until enough could take it."""
+    considered: int | None = None
+    """How many of those could take it."""
+    refused: dict[str, int] | None = None
+    """How many of the others each constraint refused."""
+    score: dict[str, float] | None = None
+    """What the host was chosen by: `group`, `zone_balance`, `room_class`, `image` and `room` count in this order."""
+    seconds: float | None = None
+    """What the decision took."""
+
+
+class Waiting(OfVm):
+    """There is no room for it now, and it waits until there is, as it was asked for (`wait_for_capacity`)."""
+
+    problem: Problem
+    """Why no host takes it, and what would fit."""
 
 
 class Progress(OfVm):
@@ -248,10 +265,31 @@ class HostRetired(OfHost):
     """The host was given up for good."""
 
 
+class GroupCreated(EventData):
+    """A group was made."""
+
+    name: str
+    """What it is called."""
+    policy: str
+    """`spread` or `pack`."""
+    enforcement: str
+    """`hard` or `soft`."""
+    topology: str
+    """`host` or `zone`."""
+
+
+class GroupDeleted(EventData):
+    """A group was deleted."""
+
+    name: str
+    """What it was called."""
+
+
 #: By their type in the event log, where REST shows them.
 OF_VMS: dict[str, type[EventData]] = {
     "accepted": Accepted,
     "pending": Pending,
+    "waiting": Waiting,
     "scheduled": Scheduled,
     "progress": Progress,
     "build_failed": BuildFailed,
@@ -280,6 +318,8 @@ OF_PROJECTS: dict[str, type[EventData]] = {
     "host.uncordoned": HostUncordoned,
     "host.fenced": HostFenced,
     "host.retired": HostRetired,
+    "group.created": GroupCreated,
+    "group.deleted": GroupDeleted,
 }
 OF_NOTHING: dict[str, type[EventData]] = {"rejected": Unreadable}
 

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from leveret.shared.errors import HINTS, Code
 from leveret.shared.event_types import cloud_type
+from leveret.shared.ids import ids_of
 
 VM_ID = "0198c5a2-6d4f-7c31-9d0e-3f6f0b8f2a10"
 HOST_ID = "5f0c1f0e-7a53-4f0b-8a8e-0d9a3c6b1e44"
@@ -32,6 +34,15 @@ CREATE_BY_URL: dict[str, Any] = {
     "image": {"url": "https://images.example/debian-12.qcow2", "sha256": "9b6c6c5a" * 8},
     "running": False,
 }
+CREATE_SEVERAL: dict[str, Any] = {
+    "name": "web",
+    "memory_mib": 512,
+    "image": {"name": "debian-12"},
+    "count": 3,
+    "placement": {"group": "web"},
+    "wait_for_capacity": True,
+}
+CREATE_GROUP: dict[str, Any] = {"name": "web", "policy": "spread", "enforcement": "soft", "topology": "host"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,9 @@ REQUESTS: dict[str, tuple[Example, ...]] = {
         Example(
             "dry_run", "Would this be accepted? Nothing is claimed, nothing is made", LARGE, _asked(dry_run="true")
         ),
+        Example(
+            "several", "Three at once, all or none, in a group; to wait if there is no room", CREATE_SEVERAL, _asked()
+        ),
         Example("image_by_url", "An image that is not registered; made, but not started", CREATE_BY_URL, _asked()),
     ),
     "vm.update.v1": (
@@ -83,6 +97,23 @@ REQUESTS: dict[str, tuple[Example, ...]] = {
 }
 
 
+#: What clients send about their project, by type. Sent in this order, between the creates of VMs, each makes sense.
+GROUPS: dict[str, tuple[Example, ...]] = {
+    "group.create.v1": (
+        Example(
+            "spread",
+            "On as many hosts as there are; soft, so that nothing is refused for its sake",
+            CREATE_GROUP,
+            {"request_id": REQUEST_ID, "requested_at": "1795339800.125"},
+        ),
+        Example("least", "Never two on one host", {"name": "database"}, {"request_id": REQUEST_ID}),
+    ),
+    "group.delete.v1": (
+        Example("delete", "Forget a group without VMs", {"name": "database"}, {"request_id": REQUEST_ID}),
+    ),
+}
+
+
 def problem(code: Code, message: str, **more: Any) -> dict[str, Any]:
     """A problem with the hint of its code."""
     return {"code": code.value, "message": message, "hint": HINTS[code], **more}
@@ -90,9 +121,19 @@ def problem(code: Code, message: str, **more: Any) -> dict[str, Any]:
 
 NO_CAPACITY = problem(
     Code.NO_CAPACITY,
-    "None of 3 hosts can take this VM.",
-    details={"hosts": 3, "constraints": {"memory_mib": 2, "zone": 1}, "largest": {"vcpus": 8, "memory_mib": 2048}},
-)
+    "None of the 3 hosts can take this VM; refused by: zone 1, memory_mib 2.",
+    details={
+        "hosts": 3,
+        "constraints": {"zone": 1, "memory_mib": 2},
+        "only": {"zone": 1, "memory_mib": 2},
+        "zones": ["zone-a", "zone-b"],
+        "fits": [
+            {"change": "memory_mib", "value": 2048, "hosts": 1},
+            {"change": "zones", "value": "zone-b", "hosts": 1},
+        ],
+        "largest": {"vcpus": 8, "memory_mib": 2048, "disk_gib": 400},
+    },
+) | {"hint": "It would fit with 2048 MiB of memory (1 host), or in zone-b (1 host)."}
 INVALID = problem(
     Code.INVALID_REQUEST,
     "The document is not valid.",
@@ -138,6 +179,19 @@ VERDICTS: tuple[Example, ...] = (
         },
     ),
     Example(
+        "several",
+        "All that one request asked for, in order; `vm_id` is only what the request is called by",
+        {
+            "request_id": REQUEST_ID,
+            "vm_id": VM_ID,
+            "accepted": True,
+            "vms": [
+                {"id": str(one), "name": f"web-{number}", "state": "building", "address": f"10.77.0.{10 + number}"}
+                for number, one in enumerate(ids_of(UUID(VM_ID), 3), start=1)
+            ],
+        },
+    ),
+    Example(
         "too_fast",
         "More than the project may ask in this moment; try again after `retry_after_s`",
         {"request_id": REQUEST_ID, "vm_id": VM_ID, "accepted": False, "problem": RATE_LIMITED},
@@ -146,7 +200,16 @@ VERDICTS: tuple[Example, ...] = (
 
 _STEPS = [{"step": "image", "seconds": 1.21}, {"step": "disk", "seconds": 0.04}]
 _DISK_FULL = problem(Code.DISK_FULL, "The pool has 3 GiB left.", step="disk", host="rack1-node3")
-_PLACED = {"host": "rack1-node3", "host_id": HOST_ID, "attempt": 1}
+PLACED = {
+    "host": "rack1-node3",
+    "host_id": HOST_ID,
+    "attempt": 1,
+    "looked_at": 12,
+    "considered": 9,
+    "refused": {"zone": 1, "memory_mib": 2},
+    "score": {"room_class": 14.0, "image": 1.0, "room": 0.91},
+    "seconds": 0.0004,
+}
 _HOST = {"host": "rack1-node3", "host_id": HOST_ID}
 _TOKEN = {"token_id": TOKEN_ID, "name": "ci"}
 _BY = {"request_id": REQUEST_ID, "by": f"broker user {USER}"}
@@ -156,7 +219,8 @@ _BY_ADMIN = {"request_id": REQUEST_ID, "by": "token ops of default"}
 _OF_VMS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "accepted": ("pending", {"requested_at": AT, **_BY}),
     "pending": ("pending", {"attempt": 1}),
-    "scheduled": ("building", _PLACED),
+    "waiting": ("pending", {"problem": NO_CAPACITY}),
+    "scheduled": ("building", PLACED),
     "progress": ("building", {"step": "config_drive", "steps": _STEPS}),
     "build_failed": ("pending", {"problem": _DISK_FULL, "attempt": 1}),
     "running": ("running", {"steps": [*_STEPS, {"step": "start", "seconds": 0.83}]}),
@@ -183,6 +247,8 @@ _OF_OTHERS: dict[str, dict[str, Any]] = {
     "host.uncordoned": _HOST | _BY_ADMIN,
     "host.fenced": {"proof": "power cut at the PDU, outlet 7", **_HOST, **_BY_ADMIN},
     "host.retired": _HOST | _BY_ADMIN,
+    "group.created": CREATE_GROUP | _BY,
+    "group.deleted": {"name": "database", **_BY},
     "rejected": {"problem": INVALID, **_BY},
 }
 

@@ -35,6 +35,13 @@ def id_for_key(project: str, key: str) -> uuid.UUID:
     return uuid.uuid5(NAMESPACE, f"{project}/{key}")
 
 
+def ids_of(request: uuid.UUID, count: int) -> tuple[uuid.UUID, ...]:
+    """The VMs that a request of this id is about: itself; of several, UUIDv5 of it and "1", "2" and so on."""
+    if count == 1:
+        return (request,)
+    return tuple(uuid.uuid5(request, str(number)) for number in range(1, count + 1))
+
+
 def name_for(vm_id: uuid.UUID) -> str:
     """The pleasant name of a VM whose owner gave none. The same id always has the same name."""
     digest = hashlib.sha256(vm_id.bytes).digest()

@@ -45,7 +45,7 @@ class Observed(StrEnum):
 
 
 class Step(StrEnum):
-    """What is being done right now. Hosts report the middle five, in this order, while they build."""
+    """What is being done right now. Hosts report those from `image` to `start`, in this order, while they build."""
 
     SCHEDULING = "scheduling"
     DISPATCHED = "dispatched"
@@ -59,6 +59,9 @@ class Step(StrEnum):
     CLEANUP = "cleanup"
     REMOVE = "remove"
 
+
+#: What a pending VM does for which there is no room yet. No host ever says so.
+WAITING = "waiting_for_capacity"
 
 BUILD_STEPS = (Step.IMAGE, Step.DISK, Step.CONFIG_DRIVE, Step.DEFINE, Step.START)
 

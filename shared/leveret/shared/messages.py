@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from leveret.shared import checks, documents
+from leveret.shared import checks, documents, groups, placements
 from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.lifecycle import Observed, State, Step, Wanted
 
@@ -171,7 +171,8 @@ class Heartbeat(Message):
 
     `epoch` grows with every incarnation of the worker. `placeable` is (total - reserve) x ratio. `digest` covers
     the settled VMs (see `digest_of`). `foreign` counts domains that are not Leveret's. `newest_token` is the newest
-    that this worker has heard or seen: no placement may get an older one.
+    that this worker has heard or seen: no placement may get an older one. `taints`, `vms_max` and `images` (the sha256
+    of those in the host's cache) say what it takes, and what it takes soonest.
     """
 
     host_id: UUID
@@ -185,6 +186,9 @@ class Heartbeat(Message):
     foreign: int = 0
     digest: str
     newest_token: int = 0
+    taints: dict[str, str] = {}
+    vms_max: int | None = None
+    images: tuple[str, ...] = ()
     version: str
     problem: Problem | None = None
 
@@ -192,8 +196,20 @@ class Heartbeat(Message):
 # Conductor to whoever asked.
 
 
+class MadeVm(Message):
+    """One of the VMs that a request for several made."""
+
+    id: UUID
+    name: str
+    state: State
+    address: str | None = None
+
+
 class Verdict(Message):
-    """What became of a request: accepted means committed (law 2). A reply is a convenience; the row is the truth."""
+    """What became of a request: accepted means committed (law 2). A reply is a convenience; the row is the truth.
+
+    `vms` are those of a request for several, in order; then `vm_id` is only what the request was called by.
+    """
 
     request_id: str
     vm_id: UUID | None
@@ -204,6 +220,7 @@ class Verdict(Message):
     state: State | None = None
     name: str | None = None
     address: str | None = None
+    vms: tuple[MadeVm, ...] = ()
     problem: Problem | None = None
 
 
@@ -278,6 +295,11 @@ REQUESTS: Registry = {
     "vm.reboot.v1": documents.RebootVm,
     "vm.retry.v1": documents.RetryVm,
 }
+#: What clients may ask for beside that, about their project.
+GROUPS: Registry = {
+    "group.create.v1": groups.CreateGroup,
+    "group.delete.v1": groups.DeleteGroup,
+}
 #: What only a gateway may ask for, on behalf of an administrator.
 ADMINISTRATION: Registry = {
     "project.create.v1": documents.CreateProject,
@@ -293,6 +315,7 @@ ADMINISTRATION: Registry = {
     "host.fence.v1": Fence,
     "host.retire.v1": Retire,
     "check.run.v1": checks.RunCheck,
+    "capacity.ask.v1": placements.AskCapacity,
 }
 #: What clients hear.
 ANSWERS: Registry = {
@@ -302,6 +325,7 @@ ANSWERS: Registry = {
 #: The registry: the AMQP `type` of every message.
 REGISTRY: Registry = (
     REQUESTS
+    | GROUPS
     | ADMINISTRATION
     | ANSWERS
     | {
@@ -312,6 +336,7 @@ REGISTRY: Registry = (
         "host.inventory": AskInventory,
         "inventory.list": HostInventory,
         "check.report.v1": checks.CheckReport,
+        "capacity.report.v1": placements.CapacityReport,
         "host.report": HostReport,
         "host.heartbeat": Heartbeat,
     }

@@ -14,7 +14,7 @@ from leveret.conductor.administration import carry_out
 from leveret.conductor.database import prepare
 from leveret.conductor.order import Order
 from leveret.shared.bus import Delivery
-from leveret.shared.messages import ADMINISTRATION, Verdict
+from leveret.shared.messages import ADMINISTRATION, GROUPS, Verdict
 from leveret.stack.postgres import Postgres
 from leveret.stack.rabbitmq import Rabbit
 
@@ -70,12 +70,12 @@ async def conductor(broker: Rabbit) -> AsyncIterator[ScriptedConductor]:
 
 @pytest.fixture
 async def clerk(postgres: Postgres, api_dsn: str, conductor: ScriptedConductor) -> AsyncIterator[ScriptedConductor]:
-    """A conductor that carries out what administrators order, with its own function, and nothing else."""
+    """A conductor that carries out orders about projects, hosts and groups, with its own function, and nothing else."""
     connection = await asyncpg.connect(postgres.dsn(database=DATABASE))
     await prepare(connection)
 
     async def carry(delivery: Delivery) -> Verdict | None:
-        body = delivery.decoded(among=ADMINISTRATION)
+        body = delivery.decoded(among=ADMINISTRATION | GROUPS)
         project, actor, name = (delivery.header(header) or "" for header in ("project", "actor", "request_id"))
         async with connection.transaction():
             return verdict(delivery, problem=await carry_out(connection, Order(project, actor, name, body)))

@@ -41,7 +41,9 @@ def least_role(route: Route) -> str:
 
 
 def address_of(route: Route, project: str = "nobody") -> str:
-    return route.path.format(vm_id=new_id(), host="nobody", project=project, token_id=new_id(), user="nobody")
+    return route.path.format(
+        vm_id=new_id(), host="nobody", project=project, token_id=new_id(), user="nobody", group="nobody"
+    )
 
 
 @pytest.mark.parametrize("route", GUARDED, ids=lambda route: route.operation)

@@ -26,6 +26,7 @@ OWNED = {
     "rejections": "project_id",
     "tombstones": "project_id",
     "events": "project_id",
+    "groups": "project_id",
 }
 #: What an administrator's list of projects needs.
 SEEN_BY_ALL = {"projects", "quotas"}
@@ -46,6 +47,10 @@ async def pair(tenant: Tenant) -> tuple[Tenant, Tenant]:
         )
         await whose.connection.execute(
             "INSERT INTO amqp_users (name, project_id, role) VALUES ($1, $1, 'member')", whose.project
+        )
+        await whose.connection.execute(
+            "INSERT INTO groups VALUES ($1, 'g', 'pack', 'soft', 'zone')",
+            whose.project,
         )
     return tenant, other
 

@@ -402,8 +402,9 @@ def test_every_route_is_read_or_written_in_these_tests() -> None:
     """Holds the list below against the table of routes, so that a new route is not forgotten here."""
     tested = {
         "createVm", "createVmByKey", "updateVm", "deleteVm", "startVm", "stopVm", "rebootVm", "retryVm",
-        "listVms", "getVm", "readConsole", "listVmEvents", "listEvents", "listProjectEvents", "whoami",
+        "listVms", "getVm", "getPlacement", "readConsole", "listVmEvents", "listEvents", "listProjectEvents", "whoami",
         "listHosts", "getHost", "cordonHost", "uncordonHost", "fenceHost", "retireHost", "listImages", "runCheck",
+            "listGroups", "createGroup", "getGroup", "deleteGroup", "getCapacity",
         "listProjects", "createProject", "getProject", "updateQuota", "deleteProject",
         "listTokens", "createToken", "revokeToken", "listAmqpUsers", "addAmqpUser", "removeAmqpUser",
         "getIndex", "getVersion", "getLive", "getReady", "getMetrics", "getOpenapi", "getDocs", "getErrorDocs",

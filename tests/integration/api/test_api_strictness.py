@@ -26,7 +26,9 @@ def admin(stranger: AsyncClient, tenant: Tenant) -> AsyncClient:
 
 
 async def ask(client: AsyncClient, route: Route, tenant: Tenant, **more: Any) -> Any:
-    path = route.path.format(vm_id=new_id(), host="nobody", project=tenant.project, token_id=new_id(), user="nobody")
+    path = route.path.format(
+        vm_id=new_id(), host="nobody", project=tenant.project, token_id=new_id(), user="nobody", group="nobody"
+    )
     if route.takes is not None:
         more["json"] = examples.DOCUMENTS[route.takes.__name__]
     return await client.request(route.method, path, **more)
@@ -130,10 +132,12 @@ async def test_a_vm_keeps_a_name(client: AsyncClient, conductor: ScriptedConduct
 
 
 @pytest.mark.parametrize("route", READS, ids=lambda route: route.operation)
-async def test_head_tells_what_get_would_but_its_body(admin: AsyncClient, tenant: Tenant, route: Route) -> None:
+async def test_head_tells_what_get_would_but_its_body(
+    admin: AsyncClient, conductor: ScriptedConductor, tenant: Tenant, route: Route
+) -> None:
     vm_id, host = await tenant.insert(), f"h-{new_id()}"
     await tenant.host(host)
-    path = route.path.format(vm_id=vm_id, host=host, project=tenant.project)
+    path = route.path.format(vm_id=vm_id, host=host, project=tenant.project, group="nobody")
     head = await admin.head(path)
     if route.stream is not None:
         problem = head.headers["content-type"], head.status_code, head.headers["allow"]

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from leveret.client.cli import (
     apply,
+    capacity,
     change,
     check,
     completion,
@@ -21,6 +22,7 @@ from leveret.client.cli import (
     doctor,
     events,
     failing,
+    group,
     guest,
     host,
     hosts,
@@ -104,6 +106,7 @@ SECTIONS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "reboot": change.reboot,
         "rename": naming.rename,
         "label": naming.label,
+        "group": group.app,
         "delete": change.delete,
     },
     "When something is not as it should be": {
@@ -122,6 +125,7 @@ SECTIONS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "whoami": token.whoami,
     },
     "The installation": {
+        "capacity": capacity.capacity,
         "hosts": hosts.hosts,
         "host": host.app,
         "images": hosts.images,

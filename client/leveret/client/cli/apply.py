@@ -160,7 +160,9 @@ def wanted(text: str, name: str) -> "list[CreateVm]":
         except ValueError as error:
             wrong += [f"{title}: {one.field}: {one.message}" for one in faults(cast("Any", error), item, CreateVm)]
             continue
-        if spec.name is None:
+        if spec.count > 1:
+            wrong.append(f"{title}: count: VMs are matched by name; write one for each")
+        elif spec.name is None:
             wrong.append(f"{title}: name: is missing; VMs are matched by it")
         elif spec.name in found:
             wrong.append(f"{title}: there are two of this name")
@@ -211,6 +213,9 @@ def _differences(spec: "CreateVm", vm: "VmView") -> tuple[tuple[str, str, str], 
     zones = spec.placement.zones
     if vm.zone is not None and zones and vm.zone not in zones:
         found.append(("placement.zones", vm.zone, ", ".join(zones)))
+    group = spec.placement.group
+    if group is not None and vm.group != group:
+        found.append(("placement.group", vm.group or "none", group))
     return tuple(found)
 
 

@@ -85,8 +85,12 @@ def used_memory_text(host: "HostView") -> str:
 
 def _note(host: "HostView") -> str:
     """Why it is in its state. A proof may be long: on a terminal it is shortened, and `host show` has all of it."""
-    note = host.state_reason or ""
+    note = host.state_reason or (host.problem.message if host.problem else "")
     return textwrap.shorten(note, _NOTE_CHARS, placeholder="...") if sys.stdout.isatty() else note
+
+
+def _taints(host: "HostView") -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(host.taints.items())) or "-"
 
 
 VM_COLUMNS = (
@@ -106,10 +110,11 @@ HOST_COLUMNS = (
     Column("STATE", host_state_text, style=state_style),
     Column("ZONE", lambda host: host.zone, rank=6),
     Column("TYPE", lambda host: host.virt_type, rank=5),
-    Column("VMS", lambda host: str(host.vms)),
+    Column("VMS", lambda host: str(host.vms) if host.vms_max is None else _used(host.vms, host.vms_max)),
     Column("VCPUS", lambda host: _used(host.vcpus_used, host.vcpus), rank=2),
     Column("MEMORY", _used_memory, rank=3),
     Column("DISK", lambda host: f"{_used(host.disk_gib_used, host.disk_gib)}G", rank=4),
+    Column("TAINTS", _taints, rank=8),
     Column("HEARD", lambda host: f"{age_text(host.heartbeat_at)} ago", rank=7),
     Column("NOTE", _note, rank=1),
 )

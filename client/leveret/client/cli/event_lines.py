@@ -124,6 +124,8 @@ def _administration_note(data: dict[str, Any]) -> str:
     if data.get("host"):
         why = data.get("proof") or data.get("reason")
         about.append(f"{data['host']}: {why}" if why else str(data["host"]))
+    if data.get("policy"):
+        about.append(f"({data['policy']}, {data.get('enforcement')}, by {data.get('topology')})")
     if data.get("role"):
         about.append(f"as {data['role']}")
     if data.get("expires_at"):

@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from leveret.client import errors
+from leveret.client.cli import room
 from leveret.client.cli.columns import memory_text
 from leveret.client.cli.output import paint
 
@@ -173,17 +174,16 @@ def problem_lines(problem: Any) -> Iterator[str]:
 
 
 def _body(hint: str, details: dict[str, Any]) -> Iterator[str]:
-    if hint:
+    of_room = "constraints" in details
+    if hint and not (of_room and room.is_told_by_lines(details)):
         yield _line(f"hint: {hint}")
+    for text in room.refusal_lines(details) if of_room else ():
+        yield _line(text)
     for name, value in details.items():
-        if name in {"hosts", "largest"} and "constraints" in details and (name == "hosts" or "one host has" in hint):
-            continue  # the message and the hint have said so
+        if of_room and name in room.FIELDS:
+            continue
         for text in _DETAILS[name](value) if name in _DETAILS else [f"{name.replace('_', ' ')}: {_text(value)}"]:
             yield _line(text)
-
-
-def _constraints(value: Any) -> Iterator[str]:
-    yield f"hosts refused by: {_text(value)}" if value else "there is no host"
 
 
 def _quota(value: Any) -> Iterator[str]:
@@ -217,8 +217,6 @@ def _faults(value: Any) -> Iterator[str]:
 
 #: How the details of a problem are told that have more to say than their name and value.
 _DETAILS: dict[str, Callable[[Any], Iterator[str]]] = {
-    "constraints": _constraints,
-    "largest": lambda value: iter([f"the most that one host has free: {_text(value)}"]),
     "quota": _quota,
     "attempts": _attempts,
     "errors": _faults,

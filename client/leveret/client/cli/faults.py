@@ -61,6 +61,15 @@ RULES: dict[str, Rule] = {
     "placement.forbid_labels": Rule("--forbid-label", "give at most 32 labels"),
     "placement.forbid_labels.*": Rule("--forbid-label", f"the value of label {{key!r}} may have {_LABEL_VALUE}"),
     "placement.forbid_labels.*.[key]": Rule("--forbid-label", f"{{key!r}} is no key: it may have {_LABEL_KEY}"),
+    "placement.tolerate": Rule("--tolerate", "give at most 32 taints"),
+    "placement.tolerate.*": Rule("--tolerate", f"the value of taint {{key!r}} may have {_LABEL_VALUE}"),
+    "placement.tolerate.*.[key]": Rule("--tolerate", f"{{key!r}} is no key: it may have {_LABEL_KEY}"),
+    "placement.hosts": Rule("--on-host", "give at most 32 hosts"),
+    "placement.hosts.*": Rule("--on-host", f"the name of a host is made of {_SHORT_NAME}"),
+    "placement.group": Rule("--group", f"the name of a group is made of {_VM_NAME}"),
+    "group_name": Rule("GROUP", f"the name of a group is made of {_VM_NAME}"),
+    "count": Rule("--count", "one request may ask for 1 to 100 VMs"),
+    "wait_for_capacity": Rule("--wait-for-capacity", "it is true or false"),
     "on_host_failure": Rule("--on-host-failure", "it is none or restart"),
     "reason": Rule("--reason", "say it in one line of 4 to 512 characters"),
     "proof": Rule("--proof", "say in one line of 4 to 512 characters how it was made sure that the host is off"),
@@ -160,7 +169,7 @@ def _fault(detail: "ErrorDetails", model: "type[BaseModel]", rename: Mapping[str
         return Fault(field, option, _BY_TYPE[kind](context))
     if rule is None:
         return Fault(field, None, re.sub(r"^(Value|Input) .*?, ", "", detail["msg"]))
-    key = next((own for above, own in itertools.pairwise(path) if above.endswith("labels")), "")
+    key = next((own for above, own in itertools.pairwise(path) if above.endswith(("labels", "tolerate"))), "")
     return Fault(field, option, rule.rule.replace("{key!r}", repr(key)))
 
 

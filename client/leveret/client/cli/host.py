@@ -183,12 +183,14 @@ def facts(host: "HostView") -> list[tuple[str, str]]:
         ("id", str(host.id)),
         ("state", state),
         ("why", host.state_reason or ""),
+        ("problem", f"{host.problem.message} ({host.problem.code})" if host.problem else ""),
         ("next", next_step(host)),
         ("heard", f"{age_text(host.heartbeat_at)} ago, {host.heartbeat_at.astimezone():%Y-%m-%d %H:%M:%S}"),
         ("zone", host.zone),
         ("type", host.virt_type),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(host.labels.items()))),
-        ("VMs", f"{host.vms}{anew}"),
+        ("taints", ", ".join(f"{key}={value}" for key, value in sorted(host.taints.items()))),
+        ("VMs", f"{host.vms}{'' if host.vms_max is None else f' of {host.vms_max}'}{anew}"),
         ("vCPUs", f"{host.vcpus_used} of {host.vcpus}"),
         ("memory", used_memory_text(host)),
         ("disk", f"{host.disk_gib_used} of {host.disk_gib}G"),
@@ -198,6 +200,8 @@ def facts(host: "HostView") -> list[tuple[str, str]]:
 def next_step(host: "HostView") -> str:
     """What can be done about a host as it is; nothing when all is well."""
     match host.state:
+        case "up" if host.problem:
+            return f"It gets no new VMs until that is over. {host.problem.hint}"
         case "silent":
             return (
                 "Nothing on it is touched; it works again when it is heard of. If it is certainly off, say so: "

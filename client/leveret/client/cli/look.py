@@ -15,6 +15,7 @@ from leveret.client.errors import ApiError, ClientError, NotFound
 if TYPE_CHECKING:
     from leveret.client.leveret import Leveret
     from leveret.shared.documents import EventView, VmView
+    from leveret.shared.placements import PlacementView
 
 #: Events that `explain` shows: the newest say why.
 _EXPLAINED_EVENTS = 12
@@ -119,6 +120,7 @@ def facts(vm: "VmView") -> list[tuple[str, str]]:
         ("address", f"{vm.address} on network {vm.network}, {vm.mac}" if vm.address else ""),
         ("ssh", f"{vm.ssh.host}:{vm.ssh.port}" if vm.ssh else ""),
         ("host", f"{vm.host} in zone {vm.zone}{_silence(vm)}" if vm.host else ""),
+        ("group", vm.group or ""),
         ("if host fails", "made anew elsewhere, without its disk" if vm.on_host_failure == "restart" else ""),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(vm.labels.items()))),
         ("attempts", str(vm.attempts) if vm.attempts > 1 else ""),
@@ -136,27 +138,38 @@ def explain(
 ) -> None:
     """Say why a VM is as it is, or a request was refused."""
 
-    async def body() -> "tuple[VmView | Refused, list[EventView]]":
+    async def body() -> "tuple[VmView | Refused, list[EventView], PlacementView | None]":
         async with connect(ctx) as leveret:
             try:
                 found = await leveret.find(vm)
             except ApiError as error:
                 # What is said of an id under which no VM came to be is why the request for it was refused.
-                return await _refused(leveret, vm, error)
+                return *await _refused(leveret, vm, error), None
             except NotFound as error:
-                return await _refused(leveret, vm, error)
-            return found, [event async for event in leveret.events(vm_id=found.id)]
+                return *await _refused(leveret, vm, error), None
+            return found, [event async for event in leveret.events(vm_id=found.id)], await _placement(leveret, found)
 
-    found, events = run(body())
+    found, events, placement = run(body())
     if isinstance(found, Refused):
         _explain_refusal(found, events, output)
     elif output is Format.TABLE:
-        _explain(found, events)
+        _explain(found, events, placement)
     elif output is Format.NAME:
         print(found.name)
     else:
         story = [event.model_dump(mode="json") for event in events]
-        emit_document({"vm": found.model_dump(mode="json"), "events": story}, output)
+        told = placement.model_dump(mode="json") if placement else None
+        emit_document({"vm": found.model_dump(mode="json"), "placement": told, "events": story}, output)
+
+
+async def _placement(leveret: "Leveret", vm: "VmView") -> "PlacementView | None":
+    """Where it stands and why; None of an API that is too old to say so, and of a VM that has gone meanwhile."""
+    try:
+        return await leveret.placement(vm.id)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
 
 
 async def _refused(leveret: "Leveret", text: str, error: ApiError | NotFound) -> "tuple[Refused, list[EventView]]":
@@ -199,9 +212,10 @@ def _explain_refusal(refused: Refused, events: "list[EventView]", form: Format) 
     _print_newest(events)
 
 
-def _explain(vm: "VmView", events: "list[EventView]") -> None:
+def _explain(vm: "VmView", events: "list[EventView]", placement: "PlacementView | None" = None) -> None:
     from leveret.client.cli.columns import state_style, state_text
     from leveret.client.cli.failing import problem_lines
+    from leveret.client.cli.where import placement_lines
 
     print(f"{paint(vm.name, 'bold')} is {paint(state_text(vm), state_style(vm.state))} and is wanted {vm.desired}.")
     if vm.host_silent_since is not None and vm.state.value != StateChoice.ERROR:
@@ -219,6 +233,10 @@ def _explain(vm: "VmView", events: "list[EventView]") -> None:
         print(f"\n{paint('why', 'bold')}\n  Waiting for {where} to confirm. Leveret repeats the command until it does.")
     else:
         print("Nothing is wrong with it.")
+    if placement is not None:
+        print(f"\n{paint('where', 'bold')}")
+        for line in placement_lines(placement):
+            print(f"  {line}")
     print(f"\n{paint('events', 'bold')}")
     if len(events) > _EXPLAINED_EVENTS:
         print(f"  ... {len(events) - _EXPLAINED_EVENTS} before: leveret events {vm.name}")

@@ -31,10 +31,11 @@ class Steps:
     def elapsed_s(self) -> float:
         return time.monotonic() - self._started
 
-    def done(self, name: str, note: str = "", *, ok: bool = True) -> None:
-        """One step is over, now."""
+    def done(self, name: str, note: str = "", *, ok: bool = True, whose: str = "") -> None:
+        """One step is over, now; `whose` says of which of several things."""
         elapsed = paint(duration(self.elapsed_s).rjust(7), "dim", sys.stderr)
-        line = f"{elapsed}  {paint(name.ljust(14), '' if ok else 'red', sys.stderr)}  {note}".rstrip()
+        subject = f"{whose}  " if whose else ""
+        line = f"{elapsed}  {subject}{paint(name.ljust(14), '' if ok else 'red', sys.stderr)}  {note}".rstrip()
         status = self._status
         if status is not None:
             status.stop()  # or its line would stay in the middle of ours

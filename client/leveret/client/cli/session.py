@@ -160,9 +160,21 @@ async def _amqp_users(leveret: "Leveret", ctx: typer.Context) -> AsyncIterator[s
         yield user.name
 
 
+async def _groups(leveret: "Leveret", _ctx: typer.Context) -> AsyncIterator[str]:
+    for group in await leveret.groups():
+        yield group.name
+
+
+async def _zones(leveret: "Leveret", _ctx: typer.Context) -> AsyncIterator[str]:
+    for zone in sorted((await leveret.capacity()).zones):
+        yield zone
+
+
 complete_vm = _completion(_vms)
 complete_image = _completion(_images)
 complete_host = _completion(_hosts)
+complete_group = _completion(_groups)
+complete_zone = _completion(_zones)
 complete_project = _completion(_projects)
 complete_token = _completion(_tokens)
 complete_amqp_user = _completion(_amqp_users)
@@ -180,6 +192,8 @@ VmName = Annotated[str, typer.Argument(metavar="VM", help="Name or id.", autocom
 VmNames = Annotated[list[str], typer.Argument(metavar="VM", help="Names or ids.", autocompletion=complete_vm)]
 HostName = Annotated[str, typer.Argument(metavar="HOST", help="Name or id.", autocompletion=complete_host)]
 HostNames = Annotated[list[str], typer.Argument(metavar="HOST", help="Names or ids.", autocompletion=complete_host)]
+GroupName = Annotated[str, typer.Argument(metavar="GROUP", autocompletion=complete_group)]
+GroupNames = Annotated[list[str], typer.Argument(metavar="GROUP", autocompletion=complete_group)]
 ProjectName = Annotated[str, typer.Argument(metavar="PROJECT", autocompletion=complete_project)]
 AnyProject = Annotated[
     str | None,

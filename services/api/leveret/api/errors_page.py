@@ -61,11 +61,15 @@ MEANINGS: dict[Code, str] = {
     Code.VM_NOT_FOUND: "The project has no VM of this id.",
     Code.VM_DELETED: "The VM was deleted, and nothing brings it back.",
     Code.ID_CONFLICT: "The id, name or Idempotency-Key was used before for something else (422 when it was a key).",
-    Code.NAME_TAKEN: "Another VM of the project, not yet deleted, has this name; or a token, not yet revoked.",
+    Code.NAME_TAKEN: "Another VM of the project, not yet deleted, has this name; or a token, not yet revoked; or a "
+    "group that was made otherwise.",
     Code.STATE_CONFLICT: "The VM is in a state in which this cannot be done; or the project never had an event of the "
     "number to go on after, as when its database was restored.",
     Code.IMAGE_UNKNOWN: "No image of this name is registered.",
     Code.NETWORK_UNKNOWN: "There is no network of this name.",
+    Code.GROUP_UNKNOWN: "The request names a group that the project does not have.",
+    Code.GROUP_NOT_FOUND: "The project has no group of this name.",
+    Code.GROUP_IN_USE: "The group still has VMs.",
     Code.PRECONDITION_FAILED: "The VM is not as the ETag in If-Match (over AMQP: the header if_match) says.",
     Code.PROJECT_NOT_FOUND: "There is no such project, or the token may not know of it.",
     Code.PROJECT_IN_USE: "The project still has VMs.",

@@ -5,7 +5,19 @@ from typing import Any
 from leveret.api import sse
 from leveret.shared.documents import EventView
 from leveret.shared.errors import HINTS, Code
-from leveret.shared.examples import AT, CREATE, HOST_ID, PROJECT, REQUEST_ID, TOKEN_ID, USER, VM_ID
+from leveret.shared.examples import (
+    AT,
+    CREATE,
+    CREATE_GROUP,
+    HOST_ID,
+    NO_CAPACITY,
+    PLACED,
+    PROJECT,
+    REQUEST_ID,
+    TOKEN_ID,
+    USER,
+    VM_ID,
+)
 
 VM: dict[str, Any] = {
     "id": VM_ID,
@@ -34,6 +46,7 @@ VM: dict[str, Any] = {
     "updated_at": "2026-11-22T09:30:09Z",
     "on_host_failure": "none",
     "host_silent_since": None,
+    "group": None,
 }
 
 REQUEST: dict[str, Any] = {
@@ -60,7 +73,7 @@ EVENT: dict[str, Any] = {
     "type": "scheduled",
     "state": "building",
     "at": AT,
-    "data": {"host": "rack1-node3", "host_id": HOST_ID, "attempt": 1},
+    "data": PLACED,
 }
 
 HOST: dict[str, Any] = {
@@ -81,6 +94,9 @@ HOST: dict[str, Any] = {
     "vms_to_restart": 0,
     "heartbeat_at": AT,
     "clean": None,
+    "taints": {},
+    "vms_max": None,
+    "problem": None,
 }
 
 IMAGE: dict[str, Any] = {
@@ -150,6 +166,19 @@ CHECK_REPORT: dict[str, Any] = {
     "unchecked": [{"what": "host rack1-node4", "why": "It is silent."}],
 }
 
+GROUP: dict[str, Any] = CREATE_GROUP | {"vms": 3, "created_at": AT}
+
+PLACEMENT: dict[str, Any] = {
+    "vm_id": VM_ID,
+    "name": "k8s-worker-1",
+    "state": "running",
+    "host": "rack1-node3",
+    "zone": "zone-a",
+    "placement": CREATE["placement"],
+    "tried": [PLACED | {"at": AT, "problem": None}],
+    "problem": None,
+}
+
 #: Events as they are told to whoever listens.
 STREAM = sse.event(EventView.model_validate(EVENT)).decode()
 
@@ -169,6 +198,11 @@ DOCUMENTS: dict[str, Any] = {
     "UpdateQuota": {"vms": 40, "disk_gib": None},
     "CreateToken": {"name": "ci", "role": "member", "expires_at": "2027-11-22T00:00:00Z"},
     "AddAmqpUser": {"role": "member"},
+    "CreateGroup": CREATE_GROUP,
+    "GroupView": GROUP,
+    "GroupPage": {"items": [GROUP], "next": None},
+    "PlacementView": PLACEMENT,
+    "CapacityReport": {"at": AT, "hosts": 12, "zones": {"zone-a": 140, "zone-b": 96}, "total": 236},
     "ProjectView": PROJECT_VIEW,
     "ProjectPage": {"items": [PROJECT_VIEW], "next": None},
     "TokenPage": {"items": [TOKEN], "next": None},
@@ -193,8 +227,9 @@ _TOLD: dict[Code, dict[str, Any]] = {
         "errors": [{"field": "vcpus", "message": "Input should be greater than or equal to 1"}],
     },
     Code.NO_CAPACITY: {
-        "detail": "None of 3 hosts can take this VM.",
-        "details": {"hosts": 3, "refused_by": {"memory_mib": 2, "zone": 1}},
+        "detail": NO_CAPACITY["message"],
+        "hint": NO_CAPACITY["hint"],
+        "details": NO_CAPACITY["details"],
     },
     Code.RATE_LIMITED: {"detail": "The project asks for too much at once.", "details": {"retry_after_s": 0.4}},
     Code.QUOTA_EXCEEDED: {

@@ -25,6 +25,7 @@ the answer `202` says how far it came, and `?wait=` waits for the end. Asking ag
 _TAGS = [
     {"name": "vms", "description": "Ask for VMs, change them, read them."},
     {"name": "events", "description": "What happened, in order, without gaps: resume after the last `seq` you saw."},
+    {"name": "groups", "description": "VMs that are placed with regard to each other: apart, or together."},
     {"name": "fleet", "description": "What VMs run on and are made from."},
     {
         "name": "projects",
@@ -74,7 +75,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "WWW-Authenticate": ("How to say who is asking.", _TEXT),
 }
 
-_OF_VM = ("getVm updateVm deleteVm startVm stopVm rebootVm retryVm listVmEvents readConsole").split()
+_OF_VM = ("getVm getPlacement updateVm deleteVm startVm stopVm rebootVm retryVm listVmEvents readConsole").split()
 _OF_PROJECT = (
     "getProject updateQuota deleteProject listProjectEvents listTokens createToken listAmqpUsers addAmqpUser"
 ).split()
@@ -82,6 +83,7 @@ _OF_PROJECT = (
 LINKS: dict[str, tuple[list[str], dict[str, str]]] = {
     "createVm": (_OF_VM, {"vm_id": "$response.body#/vm_id"}),
     "createVmByKey": (_OF_VM, {"vm_id": "$response.body#/vm_id"}),
+    "createGroup": (["getGroup", "deleteGroup"], {"group": "$response.body#/name"}),
     "createProject": (_OF_PROJECT, {"project": "$response.body#/id"}),
     "createToken": (["revokeToken"], {"project": "$response.body#/project", "token_id": "$response.body#/id"}),
     "addAmqpUser": (["removeAmqpUser"], {"project": "$response.body#/project", "user": "$response.body#/name"}),

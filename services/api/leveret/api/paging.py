@@ -13,7 +13,7 @@ _PREFIX = "v1."
 #: What a cursor looks like: a version, and the 16 bytes of an id.
 CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{21}[AQgw]$"
 #: The same in a list that is ordered by name.
-NAME_CURSOR_PATTERN = r"^v1\.[a-z][a-z0-9-]{0,61}$"
+NAME_CURSOR_PATTERN = r"^v1\.[a-z][a-z0-9-]{0,62}$"
 #: The same in a list that is ordered by age: 8 bytes of time in microseconds, and the 16 of an id.
 AGE_CURSOR_PATTERN = r"^v1\.[A-Za-z0-9_-]{32}$"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -17,8 +17,11 @@ from leveret.api.paging import (
     after_cursor,
     after_name,
 )
+from leveret.shared.documents import Placement, ShortName
+from leveret.shared.errors import Code, fail
 from leveret.shared.headers import uuid_in
 from leveret.shared.lifecycle import State
+from leveret.shared.placements import AskCapacity
 from leveret.shared.waiting import Target
 
 BIGINT_MAX = 2**63 - 1
@@ -65,6 +68,10 @@ Text = Annotated[str, Field(max_length=256, pattern=r"^[^\x00]*$")]
 #: All of them, written out as bytes, fit into what a web server takes for an address (64 KiB).
 Selector = Annotated[
     str, Field(max_length=512, pattern=r"^[^\x00]*$", json_schema_extra={"pattern": selectors.PATTERN})
+]
+
+LabelText = Annotated[
+    str, Field(max_length=127, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?=[A-Za-z0-9._-]{0,63}$")
 ]
 
 
@@ -127,6 +134,45 @@ class EventParams(_Params):
     )
 
 
+def _label_pairs(texts: list[str], field: str) -> dict[str, str]:
+    """`key=value`s as labels. Raises LeveretError `invalid_request` for two values of one key."""
+    labels = dict(text.split("=", 1) for text in texts)
+    if len(labels) < len(set(texts)):
+        errors = [{"field": field, "message": "give each key once"}]
+        raise fail(Code.INVALID_REQUEST, "The parameters are not valid.", errors=errors)
+    return labels
+
+
+class CapacityParams(_Params):
+    """The shape of a VM, and which hosts it may have: what a create says of that, and the same when it is left out."""
+
+    vcpus: Whole = Field(default=1, ge=1, le=256, description="Virtual processors.")
+    memory_mib: Whole = Field(default=1024, ge=64, le=4 * 1024 * 1024, description="Memory in MiB.")
+    disk_gib: Whole = Field(default=10, ge=1, le=64 * 1024, description="Size of the disk in GiB.")
+    zones: list[ShortName] = Field(
+        default=[], max_length=32, description="Only hosts of these zones. Give it once for each."
+    )
+    require_labels: list[LabelText] = Field(
+        default=[], max_length=32, description="Only hosts that have all of these labels, as key=value."
+    )
+    forbid_labels: list[LabelText] = Field(
+        default=[], max_length=32, description="No host that has any of these labels, as key=value."
+    )
+    tolerate: list[LabelText] = Field(
+        default=[], max_length=32, description="Hosts with these taints too, as key=value."
+    )
+
+    def question(self) -> AskCapacity:
+        """As the conductor is asked. Raises LeveretError `invalid_request`."""
+        labels = {
+            field: _label_pairs(getattr(self, field), field)
+            for field in ("require_labels", "forbid_labels", "tolerate")
+        }
+        placement = Placement.model_validate({"zones": self.zones, **labels})
+        sizes = self.model_dump(include={"vcpus", "memory_mib", "disk_gib"})
+        return AskCapacity(**sizes, placement=placement)
+
+
 class ConsoleParams(_Params):
     max_bytes: Whole = Field(default=65536, ge=1, le=1024 * 1024, description="How much of the end of the log to give.")
 
@@ -137,6 +183,7 @@ Deleting = Annotated[DeleteParams, Query()]
 Listing = Annotated[ListParams, Query()]
 Following = Annotated[EventParams, Query()]
 Reading = Annotated[ConsoleParams, Query()]
+Asking = Annotated[CapacityParams, Query()]
 
 
 class NoParams(_Params):
@@ -168,4 +215,9 @@ ByAge = Annotated[AgePageParams, Query()]
 ByName = Annotated[NamePageParams, Query()]
 
 #: What may be given more than once.
-REPEATED = frozenset(name for name, field in ListParams.model_fields.items() if get_origin(field.annotation) is list)
+REPEATED = frozenset(
+    name
+    for params in (ListParams, CapacityParams)
+    for name, field in params.model_fields.items()
+    if get_origin(field.annotation) is list
+)

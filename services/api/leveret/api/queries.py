@@ -14,13 +14,15 @@ _VM = """
 SELECT v.id, v.project_id AS project, v.name, v.state, v.step, v.desired, v.generation, v.observed_generation,
        v.vcpus, v.memory_mib, v.disk_gib, v.image, v.network, host(v.address) AS address, v.mac, v.ssh,
        h.name AS host, h.zone, v.labels, v.guest_ready, v.problem, v.attempts, v.created_at, v.updated_at, v.host_id,
-       coalesce(v.spec ->> 'on_host_failure', 'none') AS on_host_failure,
+       coalesce(v.spec ->> 'on_host_failure', 'none') AS on_host_failure, v.group_name AS "group",
        CASE WHEN h.state = 'silent' OR (h.state <> 'up' AND h.heartbeat_at < now() - interval '1 minute')
             THEN h.heartbeat_at END AS host_silent_since
 FROM vms v LEFT JOIN hosts h ON h.id = v.host_id
 """
 
 GET_VM = f"{_VM} WHERE v.project_id = $1 AND v.id = $2"
+
+GET_VMS = f"{_VM} WHERE v.project_id = $1 AND v.id = ANY ($2::uuid[])"
 
 _MATCHES = """
     AND ($2::uuid IS NULL OR v.id > $2)
@@ -47,6 +49,19 @@ GET_REJECTION = "SELECT request_id, problem FROM rejections WHERE project_id = $
 
 GET_TOMBSTONE = "SELECT 1 FROM tombstones WHERE project_id = $1 AND vm_id = $2"
 
+#: Where a VM stands, and what was asked of that.
+GET_PLACEMENT = """
+SELECT v.id AS vm_id, v.name, v.state, h.name AS host, h.zone, v.spec -> 'placement' AS placement, v.problem
+FROM vms v LEFT JOIN hosts h ON h.id = v.host_id WHERE v.project_id = $1 AND v.id = $2
+"""
+
+#: What happened to a VM on its way to a host, the newest first; the last parameter is how many.
+LIST_DECISIONS = """
+SELECT type, at, data FROM events
+WHERE project_id = $1 AND vm_id = $2 AND type IN ('scheduled', 'build_failed', 'pending')
+ORDER BY id DESC LIMIT $3
+"""
+
 _EVENTS = """
 SELECT p.last_seq, p.forgotten_seq, e.*
 FROM projects p LEFT JOIN LATERAL (
@@ -71,7 +86,7 @@ NEWS = "SELECT seq, vm_id, state FROM events WHERE project_id = $1 AND seq > $2 
 _HOST = """
 SELECT h.id, h.name, h.zone, h.state, h.state_reason, h.labels, h.virt_type, h.vcpus, h.vcpus_used, h.memory_mib,
        h.memory_mib_used, h.disk_gib, h.disk_gib_used, h.heartbeat_at, coalesce(c.vms, 0) AS vms,
-       coalesce(c.vms_to_restart, 0) AS vms_to_restart,
+       coalesce(c.vms_to_restart, 0) AS vms_to_restart, h.taints, h.vms_max, h.problem,
        CASE WHEN h.state = 'fenced' THEN h.clean_epoch IS NOT DISTINCT FROM h.epoch END AS clean
 FROM hosts h LEFT JOIN vms_on_hosts() AS c ON c.host_id = h.id
 """
@@ -80,6 +95,16 @@ LIST_HOSTS = f"{_HOST} ORDER BY h.name, h.id"
 
 #: By id or name. Names are not unique: a machine that was set up anew has the name of the one that it was.
 FIND_HOSTS = f"{_HOST} WHERE h.id = $1 OR h.name = $2 ORDER BY h.heartbeat_at DESC, h.id"
+
+_GROUP = """
+SELECT g.name, g.policy, g.enforcement, g.topology, g.created_at,
+       (SELECT count(*) FROM vms v WHERE v.project_id = g.project_id AND v.group_name = g.name) AS vms
+FROM groups g WHERE g.project_id = $1
+"""
+
+GET_GROUP = f"{_GROUP} AND g.name = $2"
+
+LIST_GROUPS = f"{_GROUP} AND ($2::text IS NULL OR g.name > $2) ORDER BY g.name LIMIT $3"
 
 LIST_IMAGES = "SELECT name, url, sha256, format FROM images ORDER BY name"
 

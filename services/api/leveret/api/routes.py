@@ -8,13 +8,39 @@ from fastapi import Depends, FastAPI, params
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from leveret.api import amqp_users, checks, events, fleet, hosts, projects, sse, system, tokens, vms, whoami
+from leveret.api import (
+    amqp_users,
+    checks,
+    events,
+    fleet,
+    groups,
+    hosts,
+    placements,
+    projects,
+    sse,
+    system,
+    tokens,
+    vms,
+    whoami,
+)
 from leveret.api.auth import may_read
 from leveret.api.strictness import strictness
-from leveret.api.views import AmqpUserPage, EventPage, HostPage, ImagePage, ProjectPage, TokenPage, VmPage, WhoamiView
+from leveret.api.views import (
+    AmqpUserPage,
+    EventPage,
+    GroupPage,
+    HostPage,
+    ImagePage,
+    ProjectPage,
+    TokenPage,
+    VmPage,
+    WhoamiView,
+)
 from leveret.shared import documents as d
 from leveret.shared.checks import CheckReport, RunCheck
 from leveret.shared.errors import Code
+from leveret.shared.groups import CreateGroup, GroupView
+from leveret.shared.placements import CapacityReport, PlacementView
 
 _READ = (Code.UNAUTHENTICATED, Code.UNAVAILABLE, Code.INTERNAL)
 _LIST = (*_READ, Code.INVALID_REQUEST)
@@ -26,6 +52,7 @@ _REFUSED = (
     Code.NAME_TAKEN,
     Code.IMAGE_UNKNOWN,
     Code.NETWORK_UNKNOWN,
+    Code.GROUP_UNKNOWN,
     Code.QUOTA_EXCEEDED,
     Code.NO_CAPACITY,
     Code.NO_ADDRESS,
@@ -45,6 +72,8 @@ _CONSOLE = (
     Code.DOMAIN_MISSING,
 )
 _HOSTS = (*_LIST, Code.FORBIDDEN)
+_CAPACITY = (*_LIST, Code.PROJECT_NOT_FOUND, Code.RATE_LIMITED)
+_GROUP = (*_LIST, Code.GROUP_NOT_FOUND)
 _HOST = (*_HOSTS, Code.HOST_NOT_FOUND, Code.HOST_CONFLICT)
 _ORDER_HOST = (*_HOST, *_BODY, Code.PROJECT_NOT_FOUND)
 
@@ -88,6 +117,7 @@ _DO = f"{_VM}/actions"
 _HOST_PATH = "/v1/hosts/{host}"
 _DO_HOST = f"{_HOST_PATH}/actions"
 _PROJECT = "/v1/projects/{project}"
+_GROUP_PATH = "/v1/groups/{group}"
 _TOKENS = f"{_PROJECT}/tokens"
 _USERS = f"{_PROJECT}/amqp-users"
 
@@ -104,6 +134,7 @@ _vms = partial(Route, tag="vms", problems=_GET)
 _events = partial(Route, tag="events", gives=EventPage, reads=("Last-Event-ID",), stream=sse.MEDIA_TYPE)
 _fleet = partial(Route, tag="fleet", problems=_HOSTS)
 _host = partial(Route, tag="fleet", gives=d.HostView, problems=_ORDER_HOST)
+_groups = partial(Route, tag="groups", problems=_GROUP)
 _projects = partial(Route, tag="projects", problems=_GET_PROJECT)
 _admin = partial(Route, tag="projects", problems=_ORDER)
 _system = partial(Route, tag="system")
@@ -120,6 +151,8 @@ ROUTES: tuple[Route, ...] = (
     _vms("GET", "/v1/vms", vms.list_vms, "listVms", "List VMs", gives=VmPage, problems=_LIST),
     _vms("GET", _VM, vms.get_vm, "getVm", "Show a VM, or wait for it", gives=d.VmView, also=_SAME,
          reads=("If-None-Match",), tells=("ETag", "Leveret-Wait")),
+    _vms("GET", f"{_VM}/placement", placements.get_placement, "getPlacement", "Say why it stands where it does",
+         gives=PlacementView),
     _vms("GET", f"{_VM}/console-log", fleet.read_console, "readConsole", "Read its console", problems=_CONSOLE,
          media="text/plain", tells=("Leveret-Truncated",)),
     _events("GET", f"{_VM}/events", events.list_vm_events, "listVmEvents", "Follow a VM",
@@ -138,6 +171,14 @@ ROUTES: tuple[Route, ...] = (
           takes=d.FenceHost),
     _host("POST", f"{_DO_HOST}/retire", hosts.action(d.RetireHost), "retireHost", "Give it up for good",
           takes=d.RetireHost),
+    _groups("GET", "/v1/groups", groups.list_groups, "listGroups", "List groups", gives=GroupPage, problems=_LIST),
+    _groups("POST", "/v1/groups", groups.post_group, "createGroup", "Make a group", status=201, also=_THERE,
+            takes=CreateGroup, gives=GroupView, problems=(*_WRITE, *_BODY, Code.NAME_TAKEN), tells=("Location",)),
+    _groups("GET", _GROUP_PATH, groups.get_group, "getGroup", "Show a group", gives=GroupView),
+    _groups("DELETE", _GROUP_PATH, groups.delete_group, "deleteGroup", "Forget a group without VMs", status=204,
+            problems=(*_WRITE, Code.GROUP_NOT_FOUND, Code.GROUP_IN_USE)),
+    _fleet("GET", "/v1/capacity", placements.get_capacity, "getCapacity", "Say how many more VMs there is room for",
+           gives=CapacityReport, problems=_CAPACITY),
     _fleet("GET", "/v1/images", fleet.list_images, "listImages", "List images", gives=ImagePage, problems=_LIST),
     _fleet("POST", "/v1/checks", checks.post_check, "runCheck", "Check every invariant", takes=RunCheck,
            gives=CheckReport, problems=(*_HOSTS, *_BODY), tells=("Cache-Control",)),

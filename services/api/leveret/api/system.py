@@ -17,20 +17,25 @@ READY_TIMEOUT_S = 2.0
 
 #: What a client may rely on without trying. Only added to.
 FEATURES = (
+    "capacity",
     "conditional-requests",
     "console-log",
+    "count",
     "dry-run",
     "event-feed",
     "event-long-poll",
     "event-stream",
+    "groups",
     "idempotency-key",
     "label-filter",
     "label-selectors",
     "long-lists",
+    "placement",
     "projects",
     "quotas",
     "vm-update",
     "wait",
+    "wait-for-capacity",
     "whoami",
 )
 

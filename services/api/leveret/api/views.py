@@ -1,5 +1,6 @@
 """From rows to the documents that users read: the one place that knows both."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -18,7 +19,10 @@ from leveret.shared.documents import (
     VmView,
     revision_of,
 )
+from leveret.shared.errors import Problem
+from leveret.shared.groups import GroupView
 from leveret.shared.headers import SILENT_MARK
+from leveret.shared.placements import SCORES, PlacementView, TriedHost
 
 
 class VmPage(Document):
@@ -33,6 +37,13 @@ class HostPage(Document):
 
     items: tuple[HostView, ...]
     next: None = None
+
+
+class GroupPage(Document):
+    """Some groups by name. `next` is the cursor of the page that follows."""
+
+    items: tuple[GroupView, ...]
+    next: str | None = None
 
 
 class ImagePage(Document):
@@ -101,6 +112,34 @@ def event(row: asyncpg.Record) -> EventView:
 
 def host(row: asyncpg.Record) -> HostView:
     return HostView.model_validate(dict(row))
+
+
+def group(row: asyncpg.Record) -> GroupView:
+    return GroupView.model_validate(dict(row))
+
+
+def placement(row: asyncpg.Record, decisions: Sequence[asyncpg.Record]) -> PlacementView:
+    """`decisions` are the VM's events of these kinds, the oldest first."""
+    values = {**row, "placement": row["placement"] or {}, "tried": tuple(_tried(decisions))}
+    return PlacementView.model_validate(values)
+
+
+def _tried(decisions: Sequence[asyncpg.Record]) -> list[TriedHost]:
+    """Every choice of a host, with what the next event says against it: it failed to build, or was fenced."""
+    tried: list[TriedHost] = []
+    for event in decisions:
+        if event["type"] == "scheduled":
+            score = dict(sorted(event["data"].get("score", {}).items(), key=_weight))
+            tried.append(TriedHost.model_validate({**event["data"], "at": event["at"], "score": score}))
+        elif tried and tried[-1].problem is None and event["data"].get("problem") is not None:
+            problem = Problem.model_validate(event["data"]["problem"])
+            tried[-1] = tried[-1].model_copy(update={"problem": problem})
+    return tried
+
+
+def _weight(score: tuple[str, float]) -> int:
+    """Those that count most come first, and those that are not known here last."""
+    return SCORES.index(score[0]) if score[0] in SCORES else len(SCORES)
 
 
 def image(row: asyncpg.Record) -> ImageView:

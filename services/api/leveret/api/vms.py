@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from leveret.api import etags, listing, views
+from leveret.api import etags, listing, several, views
 from leveret.api.auth import Asker, Identity, Reader, Writer
 from leveret.api.bodies import body_of
 from leveret.api.headers import idempotency_key, if_match
@@ -20,14 +20,15 @@ from leveret.api.streaming import Streamed
 from leveret.api.waits import Sight, look
 from leveret.shared import ids
 from leveret.shared.documents import CreateVm, DeleteVm, Document, RequestView, UpdateVm, VmView
-from leveret.shared.errors import Code, LeveretError, Problem
-from leveret.shared.messages import Verdict
+from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.messages import Verdict, invalid
 from leveret.shared.waiting import Outcome, Standing, Target, judge
 
 WAIT_HEADER = "Leveret-Wait"
 
 #: A delete that is queued will be carried out: until it is judged, no row says that nobody deletes the VM.
 _NEVER = BIGINT_MAX
+_ONE_ID = "the id in the address is that of one VM: ask for several with POST /v1/vms, and an Idempotency-Key"
 _NOT_TRIED = "Nobody said in time whether this would be accepted. It was only a dry run: nothing was made."
 
 IfMatch = Annotated[str | None, Depends(if_match)]
@@ -40,6 +41,8 @@ async def put_vm(
     document: Annotated[CreateVm, Depends(body_of(CreateVm))],
     params: Creating,
 ) -> Response:
+    if document.count > 1:
+        raise invalid(_ONE_ID, field="count")
     return await _create(request, identity, vm_id, document, params)
 
 
@@ -124,10 +127,23 @@ def not_found(sight: Sight) -> Problem:
 async def _create(
     request: Request, identity: Identity, vm_id: UUID, document: CreateVm, params: CreateParams, *, by_key: bool = False
 ) -> Response:
+    if document.placement.hosts and identity.role != "admin":
+        raise fail(Code.FORBIDDEN, "Only an administrator's token may say which hosts (`placement.hosts`).")
     ask = _ask(request, identity, vm_id, document, dry_run=params.dry_run)
     if params.dry_run:
         return await _try(request, ask, by_key=by_key)
+    if document.count > 1:
+        return await _create_several(request, ask, document.count, params, by_key=by_key)
     return await _change(request, ask, params, by_key=by_key)
+
+
+async def _create_several(request: Request, ask: VmAsk, count: int, params: CreateParams, *, by_key: bool) -> Response:
+    """They have neither one address nor one ETag: each stands in the answer with its own id."""
+    try:
+        view, outcome = await several.create(service_of(request), ask, count, params, Asker(request))
+    except LeveretError as error:
+        raise _told(error, by_key=by_key) from error
+    return _json(view, status=202, headers={} if outcome is None else {WAIT_HEADER: outcome.value})
 
 
 def _ask(

@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 from uuid import UUID
 
 from leveret.api import queries, views
@@ -28,6 +29,20 @@ class Sight:
     refusal: Problem | None = None
     refused_request_id: str | None = None
     tombstone: bool = False
+
+    @property
+    def is_there(self) -> bool:
+        return self.vm is not None
+
+
+class _Seen(Protocol):
+    """Whatever is looked at until it is as asked."""
+
+    @property
+    def is_there(self) -> bool: ...
+
+
+Seen = TypeVar("Seen", bound=_Seen)
 
 
 async def look(database: Database, project: str, vm_id: UUID) -> Sight:
@@ -78,7 +93,29 @@ class Waits:
         timeout_s: float,
         asker: Asker,
     ) -> tuple[Outcome, Sight]:
-        """Look until `done` says what came of it.
+        """Look at one VM until `done` says what came of it. Raises as `until_seen` does."""
+        return await self.until_seen(
+            project,
+            vm_id,
+            lambda: look(self._database, project, vm_id),
+            done,
+            nothing=Sight(),
+            timeout_s=timeout_s,
+            asker=asker,
+        )
+
+    async def until_seen(
+        self,
+        project: str,
+        vm_id: UUID | None,
+        look_at: Callable[[], Awaitable[Seen]],
+        done: Callable[[Seen], Outcome | None],
+        *,
+        nothing: Seen,
+        timeout_s: float,
+        asker: Asker,
+    ) -> tuple[Outcome, Seen]:
+        """Look whenever something happens to this VM, or to any of the project, until `done` says what came of it.
 
         Raises LeveretError `unavailable` if Postgres was away to the end, `unauthenticated` when the token ended.
         """
@@ -86,10 +123,10 @@ class Waits:
         with self._feed.watch(project, vm_id, settled_only=True) as watch:
             while True:
                 away: LeveretError | None = None
-                sight = Sight()
+                sight = nothing
                 try:
                     await asker.confirm()
-                    sight = await look(self._database, project, vm_id)
+                    sight = await look_at()
                 except LeveretError as error:
                     if error.problem.code is not Code.UNAVAILABLE:
                         raise
@@ -104,5 +141,5 @@ class Waits:
                 if away is not None:
                     await asyncio.sleep(min(until - time.monotonic(), _AWAY_PAUSE_S))
                 else:
-                    look_s = _LOOK_S if sight.vm is not None else _LOOK_QUEUED_S
+                    look_s = _LOOK_S if sight.is_there else _LOOK_QUEUED_S
                     await news(watch, asker, min(until - time.monotonic(), look_s))

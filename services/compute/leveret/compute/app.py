@@ -88,6 +88,7 @@ class ComputeProcess:
                 image_s=settings.image_timeout_s + settings.step_timeout_s,
             ),
             heartbeat_s=settings.heartbeat_s,
+            pool_check_s=settings.pool_check_s,
             report_slots=self._report_slots,
         )
 
@@ -142,6 +143,7 @@ def _real(settings: ComputeSettings, identity: Identity) -> Hosts:
             disk_reserve_gib=settings.reserve_disk_gib,
             call_timeout_s=settings.call_timeout_s,
             file_timeout_s=settings.file_timeout_s,
+            pool_slow_s=settings.pool_slow_s,
         )
     )
     registration = Registration(
@@ -152,6 +154,8 @@ def _real(settings: ComputeSettings, identity: Identity) -> Hosts:
         version=version("leveret"),
         labels=settings.labels,
         share=settings.share,
+        taints=settings.taints,
+        vms_max=settings.max_vms,
     )
     return [(registration, driver)]
 
@@ -182,6 +186,8 @@ def _simulated(settings: ComputeSettings, identity: Identity, count: int, ledger
             version=version("leveret"),
             labels=settings.labels,
             share=settings.share,
+            taints=settings.taints,
+            vms_max=settings.max_vms,
         )
         hosts.append((registration, SimulatedDriver(host_id, behaviour, ledger=ledger, seed=seed)))
     return hosts

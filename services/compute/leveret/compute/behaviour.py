@@ -22,11 +22,14 @@ FAILURES: dict[str, Code] = {
     "remove": Code.DELETE_FAILED,
     "find": Code.HYPERVISOR_TIMEOUT,
     "inventory": Code.HYPERVISOR_TIMEOUT,
+    "check_pool": Code.DISK_FAILED,
 }
 
 
 #: Verbs that change nothing: they fail before the deed or not at all.
-READING = frozenset({"capacity", "inventory", "find", "console_tail", "guest_ready", "files"})
+READING = frozenset(
+    {"capacity", "check_pool", "cached_images", "inventory", "find", "console_tail", "guest_ready", "files"}
+)
 
 CAPACITY = Capacity(vcpus=64, memory_mib=262_144, disk_gib=4096)
 

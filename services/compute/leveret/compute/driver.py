@@ -63,6 +63,7 @@ class Inventory:
 
 
 LEFTOVERS_MAX = 100
+CACHED_MAX = 64
 
 #: Called from the event loop when a VM may have changed; with None when any may have (after a reconnection).
 OnChange = Callable[[UUID | None], None]
@@ -87,6 +88,13 @@ class Driver(Protocol):
 
     async def capacity(self) -> Capacity:
         """What the machine has in all: CPUs, memory, and the size of the pool's file system."""
+
+    async def check_pool(self) -> None:
+        """Files of new VMs can be made: the pool takes a file in good time, gives it back, and has room beside the
+        reserve. Raises `disk_full` or `disk_failed` when that is not so."""
+
+    async def cached_images(self) -> tuple[str, ...]:
+        """The sha256 of the images in the host's cache, those used last first; at most CACHED_MAX of them."""
 
     async def inventory(self) -> Inventory: ...
 

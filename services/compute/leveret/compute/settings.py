@@ -24,6 +24,12 @@ class ComputeSettings(ServiceSettings):
     )
     zone: ShortName = Field(default="default", description="The failure domain this host is in.")
     labels: Labels = Field(default={}, description='Labels that placements may ask for, as JSON: {"disk": "ssd"}.')
+    taints: Labels = Field(
+        default={}, description='Only VMs that tolerate all of these are placed here, as JSON: {"dedicated": "team-a"}.'
+    )
+    max_vms: int | None = Field(
+        default=None, ge=0, le=1_000_000, description="How many VMs are placed here at most, whatever their size."
+    )
     heartbeat_s: float = Field(default=5.0, gt=0, le=60, description="Time between heartbeats.")
     build_concurrency: int = Field(default=8, ge=1, le=1024, description="Builds that make disks and domains at once.")
     fetch_concurrency: int = Field(
@@ -57,6 +63,15 @@ class ComputeSettings(ServiceSettings):
     image_timeout_s: float = Field(default=900.0, gt=0, description="Time for fetching an image.")
     call_timeout_s: float = Field(default=30.0, gt=0, description="Time for one call to the hypervisor.")
     file_timeout_s: float = Field(default=30.0, gt=0, description="Time for one call to the pool's file system.")
+
+    pool_check_s: float = Field(
+        default=15.0, gt=0, description="Time between tries of the pool: a small file is written, read and removed."
+    )
+    pool_slow_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="A pool that takes longer for a small file gets no new VM until it is quick again.",
+    )
 
     simulate_vcpus: int = Field(default=64, ge=1, description="CPUs of each simulated host.")
     simulate_memory_mib: int = Field(default=262_144, ge=1, description="Memory of each simulated host.")

@@ -9,10 +9,11 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from uuid import UUID
 
 from leveret.compute.behaviour import FAILURES, READING, Behaviour, Seconds
-from leveret.compute.driver import LEFTOVERS_MAX, Domain, Inventory, OnChange, Power
+from leveret.compute.driver import CACHED_MAX, LEFTOVERS_MAX, Domain, Inventory, OnChange, Power
 from leveret.compute.ledger import Ledger
 from leveret.compute.simulated_vm import SimulatedVm, journal_of
 from leveret.shared.errors import Code, Problem, fail
@@ -47,7 +48,8 @@ class SimulatedDriver:
         self._foreign: set[UUID] = set()
         self._leftovers: set[str] = set()
         self._boots = 1
-        self._images: set[str] = set()
+        #: Used longest ago first. Who restarts the worker finds it empty, as if images had been collected.
+        self._images: dict[str, None] = {}
         self._machines: dict[UUID, SimulatedVm] = {}
         self._on_change: OnChange = lambda _vm_id: None
         for key, record in ledger.of(self._host).items() if ledger else ():
@@ -70,6 +72,13 @@ class SimulatedDriver:
         await self._act("capacity")
         return self.behaviour.total
 
+    async def check_pool(self) -> None:
+        await self._act("check_pool")
+
+    async def cached_images(self) -> tuple[str, ...]:
+        await self._act("cached_images")
+        return tuple(islice(reversed(self._images), CACHED_MAX))
+
     async def inventory(self) -> Inventory:
         await self._act("inventory")
         domains = (self._domain(machine) for machine in self._machines.values())
@@ -86,7 +95,8 @@ class SimulatedDriver:
         failing = await self._act("fetch_image")
         if vm.image.sha256 in self.hanging_images:
             await asyncio.Event().wait()
-        self._images.add(vm.image.sha256)
+        self._images.pop(vm.image.sha256, None)
+        self._images[vm.image.sha256] = None
         self._fail(failing)
 
     async def make_disk(self, vm: DesiredVm) -> None:

@@ -45,6 +45,7 @@ class Worker:
         metrics: Metrics,
         limits: Limits,
         heartbeat_s: float,
+        pool_check_s: float,
         report_slots: asyncio.Semaphore,
     ) -> None:
         self.queue = topology.host_queue(registration.host_id)
@@ -59,7 +60,15 @@ class Worker:
             limits=limits,
             report_slots=report_slots,
         )
-        self._heart = Heart(registration, driver, self.agent, outbound.post, every_s=heartbeat_s, limit_s=limits.step_s)
+        self._heart = Heart(
+            registration,
+            driver,
+            self.agent,
+            outbound.post,
+            every_s=heartbeat_s,
+            pool_every_s=pool_check_s,
+            limit_s=limits.step_s,
+        )
         self._limit_s = limits.step_s
         self._commands = Commands(self.agent, outbound.reply)
         self._consumer: Consumer | None = None

@@ -1,4 +1,4 @@
-"""Administration: what becomes of projects, tokens, broker users and hosts. A gateway asks for an administrator.
+"""Administration: what becomes of projects, tokens, broker users, groups and hosts.
 
 Each order is one transaction with the facts it logs and the answer it gets; coming again, it gets that answer again.
 """
@@ -8,14 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from leveret.conductor import host_orders
+from leveret.conductor import group_orders, host_orders
 from leveret.conductor.database import Connection
 from leveret.conductor.order import Order
-from leveret.conductor.rows import Fact
+from leveret.conductor.rows import Fact, told
 from leveret.conductor.store import events, orders, projects
 from leveret.conductor.store.projects import RATES, RESOURCES, AmqpUser, Token
 from leveret.shared.documents import CreateProject, DeleteProject, UpdateQuota
 from leveret.shared.errors import Code, LeveretError, Problem, fail
+from leveret.shared.groups import CreateGroup, DeleteGroup
 from leveret.shared.messages import (
     Cordon,
     EndAmqpUser,
@@ -29,8 +30,11 @@ from leveret.shared.messages import (
 )
 
 
-async def carry_out(connection: Connection, order: Order) -> Problem | None:
-    """Do it in the caller's transaction, once. The problem when it cannot be done; then only that is noted."""
+async def carry_out(connection: Connection, order: Order, *, heard: bool = True) -> Problem | None:
+    """Do it in the caller's transaction, once. The problem when it cannot be done; then only that is noted.
+
+    When nobody waits to hear it (not `heard`), the project's log says it.
+    """
     known, problem = await orders.judged(connection, order.project, order.request_id, order.digest)
     if not known:
         try:
@@ -39,6 +43,7 @@ async def carry_out(connection: Connection, order: Order) -> Problem | None:
                 await events.append(connection, facts)
         except LeveretError as error:
             problem = error.problem
+            await events.append(connection, [] if heard else [order.fact("rejected", problem=told(problem))])
         await orders.note(connection, order.project, order.request_id, order.digest, problem)
     return problem
 
@@ -195,4 +200,6 @@ HANDLERS: dict[type[BaseModel], Callable[[Connection, Order, Any], Awaitable[lis
     Uncordon: host_orders.uncordon,
     Fence: host_orders.fence,
     Retire: host_orders.retire,
+    CreateGroup: group_orders.create,
+    DeleteGroup: group_orders.delete,
 }

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import random
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from leveret.conductor.heartbeats import HeartbeatHandler
 from leveret.conductor.identities import Identities
 from leveret.conductor.intake import Intake
 from leveret.conductor.invariants import BrokerCheck, HostCheck
+from leveret.conductor.placing import Scheduler
 from leveret.conductor.relay import Relay, Waking
 from leveret.conductor.reports import ReportHandler
 from leveret.conductor.requests import RequestHandler
@@ -39,10 +39,11 @@ log = structlog.get_logger()
 class Conductor:
     """A conductor and its parts. Any number of them may run: none leads (law 9)."""
 
-    def __init__(self, settings: ConductorSettings, pool: Pool, rng: random.Random | None = None) -> None:
+    def __init__(self, settings: ConductorSettings, pool: Pool) -> None:
         self.settings = settings
         self.pool = pool
         limits, limit_s = limits_of(settings), settings.step_timeout_s
+        scheduler = Scheduler(limits)
         self.publisher = Publisher(settings.amqp_user)
         self.publishing = Link(settings.amqp_url, "conductor-publish")
         self.publishing.add(Furniture())
@@ -63,7 +64,7 @@ class Conductor:
             lease=timedelta(seconds=settings.lease_s),
             keep_deleted_days=settings.keep_deleted_days,
             attentive_s=lambda: self.hearing.attentive_s,
-            rng=rng,
+            scheduler=scheduler,
         )
         relay_loop = Loop("relay", _quiet(self.relay.relay_once), every_s=0.5, limit_s=limit_s)
         sweep_loop = Loop("sweeper", _quiet(self.sweeper.sweep_once), every_s=settings.sweep_s, limit_s=limit_s)
@@ -85,7 +86,7 @@ class Conductor:
             answers,
             self.desk,
             relay=relay_loop,
-            rng=rng,
+            scheduler=scheduler,
         )
         reports = ReportHandler(
             pool,
@@ -167,6 +168,7 @@ def limits_of(settings: ConductorSettings) -> Limits:
         build=timedelta(seconds=settings.build_timeout_s),
         change=timedelta(seconds=settings.change_timeout_s),
         delete=timedelta(seconds=settings.delete_timeout_s),
+        wait=timedelta(seconds=settings.capacity_timeout_s),
         attempts=settings.max_attempts,
     )
 

@@ -16,6 +16,7 @@ from leveret.shared.checks import CheckReport
 from leveret.shared.fault_points import fault_point
 from leveret.shared.lifecycle import Desired, State, Wanted
 from leveret.shared.messages import DesiredVm, Image, ListVms, Nic, Verdict
+from leveret.shared.placements import CapacityReport
 
 _COMMANDS = f"""
 SELECT {", ".join(f"v.{name}" for name in VM_COLUMNS)}, h.epoch, n.cidr, n.gateway, n.dns, u.user_data,
@@ -123,7 +124,7 @@ class Answers:
         self._gateways = frozenset(gateways)
 
     @fault_point("requests.answer")
-    async def give(self, delivery: Delivery, verdict: Verdict | CheckReport) -> None:
+    async def give(self, delivery: Delivery, verdict: Verdict | CheckReport | CapacityReport) -> None:
         """Reply, if a direct reply was asked for. It may be lost: the row is the truth."""
         if not is_answerable(delivery) or not delivery.reply_to:
             return

@@ -105,7 +105,7 @@ class ReportHandler:
             # In one order, before anything else takes some of them: see store.vms.
             await projects.lock_rooms(connection, {c.after.project_id for c in changes if projects.frees_quota(c)})
             given_up = (c.before.host_id for c in changes if c.before and c.gives_up)
-            await hosts.lock(connection, {*failed, *given_up}, if_failing=built)
+            await hosts.lock(connection, {*(host_id for host_id, _ in failed), *given_up}, if_failing=built)
             await hosts.learn_epochs(connection, {host_id: report.epoch for host_id, report in lists.items()})
             await hosts.mark_clean(connection, {id_: lists[id_].epoch for id_ in lists.keys() & fenced.keys() - strays})
             await vms.record(connection, changes)
@@ -212,17 +212,18 @@ def _answer_stale(vm: Vm | None, host_id: UUID, report: VmReport, epoch: int, *,
     return []
 
 
-def _builds(changes: Sequence[Change]) -> tuple[list[UUID], list[UUID]]:
-    """The hosts on which builds failed by the host's own fault, and those on which one came to its end."""
-    failed: list[UUID] = []
+def _builds(changes: Sequence[Change]) -> tuple[list[tuple[UUID, str]], list[UUID]]:
+    """The hosts on which builds failed by the host's own fault, with why, and those on which one came to its end."""
+    failed: list[tuple[UUID, str]] = []
     built: list[UUID] = []
     for change in changes:
         before, after = change.before, change.after
         if before is None or before.host_id is None or before.state is not State.BUILDING:
             continue
         if len(after.failed_hosts) > len(before.failed_hosts):
-            if after.failed_hosts[-1]["problem"]["code"] in HOST_FAULTS:
-                failed.append(before.host_id)
+            problem = after.failed_hosts[-1]["problem"]
+            if problem["code"] in HOST_FAULTS:
+                failed.append((before.host_id, f"{problem['code']}, {problem['message']}"))
         elif after.state in {State.RUNNING, State.STOPPED}:
             built.append(before.host_id)
     return failed, built

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,7 +20,8 @@ from leveret.shared.bus.reading import UNREADABLE
 from leveret.shared.documents import CreateVm, revision_of
 from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.headers import REQUEST_ID_WORDS, is_if_match, is_request_id, traceparent_in, uuid_in
-from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
+from leveret.shared.ids import ids_of
+from leveret.shared.messages import ADMINISTRATION, GROUPS, REQUESTS, MadeVm, Verdict
 
 
 @dataclass(slots=True)
@@ -46,6 +48,18 @@ class Request:
         return self.sender.project
 
     @property
+    def vm_ids(self) -> tuple[UUID, ...]:
+        """The VMs that it is about, in order."""
+        return ids_of(self.vm_id, self.body.count) if isinstance(self.body, CreateVm) else (self.vm_id,)
+
+    @property
+    def claimed_ids(self) -> set[UUID]:
+        """All that must be nobody else's for it to be carried out: one name means one VM, or several, and not both."""
+        if isinstance(self.body, CreateVm):
+            return {self.vm_id, *ids_of(self.vm_id, max(2, self.body.count))}
+        return {self.vm_id}
+
+    @property
     def mark(self) -> str:
         """What a VM remembers this request by: its id with what it asks for, so that a counter may serve as an id."""
         return f"{self.request_id} {(self.delivery.type or '').removeprefix('vm.')}-{self.spec_hash[:4].hex()}"
@@ -60,8 +74,22 @@ class Request:
             revision=revision_of(vm.generation, vm.updated_at) if vm.updated_at else None,
             state=vm.state,
             name=vm.name,
-            address=str(vm.address) if vm.address and not self.dry_run else None,
+            address=self._told(vm),
         )
+
+    def accept_all(self, vms: Sequence[Vm]) -> None:
+        """A create is accepted with all of its VMs, in order."""
+        if len(vms) == 1:
+            self.accept(vms[0])
+            return
+        made = tuple(MadeVm(id=vm.id, name=vm.name, state=vm.state, address=self._told(vm)) for vm in vms)
+        self.verdict = Verdict(
+            request_id=self.request_id, vm_id=self.vm_id, accepted=True, dry_run=self.dry_run, vms=made
+        )
+
+    def _told(self, vm: Vm) -> str | None:
+        """Its address; a dry run's is given to nobody."""
+        return str(vm.address) if vm.address and not self.dry_run else None
 
     def refuse(self, problem: Problem) -> None:
         self.verdict = Verdict(
@@ -105,10 +133,13 @@ def _with(event: Any, stamp: dict[str, Any]) -> Any:
 def read(delivery: Delivery, sender: Sender) -> Request | Order:
     """What is asked for. Raises LeveretError when that cannot be told, or this sender may not ask for it."""
     _check_envelope(delivery, sender)
-    if sender.is_gateway and delivery.type in ADMINISTRATION:
-        body = delivery.decoded(among=ADMINISTRATION)
+    orders = ADMINISTRATION | GROUPS if sender.is_gateway else GROUPS
+    if delivery.type in orders:
+        body = delivery.decoded(among=orders)
         return Order(sender.project, sender.by, _request_id(delivery), body)
     body = delivery.decoded(among=REQUESTS)
+    if isinstance(body, CreateVm) and body.placement.hosts and not sender.is_gateway:
+        raise fail(Code.FORBIDDEN, "Only an administrator may choose the host, over REST.")
     return Request(
         delivery=delivery,
         sender=sender,

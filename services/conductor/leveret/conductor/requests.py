@@ -4,7 +4,6 @@ Killed before the commit, the batch comes again and nothing has happened; killed
 finds its rows: the same answer is given, and nothing is done twice.
 """
 
-import random
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,14 +13,15 @@ from uuid import UUID
 
 import structlog
 
-from leveret.conductor import administration, dispatch, metrics
+from leveret.conductor import administration, capacity, dispatch, metrics
 from leveret.conductor.checking import CheckDesk
 from leveret.conductor.creating import create
-from leveret.conductor.database import Connection, Pool, transaction
+from leveret.conductor.database import Connection, Pool, statement, transaction
 from leveret.conductor.decisions import Limits, Verb, is_known, on_request, remember
 from leveret.conductor.dispatch import Answers, Command
 from leveret.conductor.intake import Intake, Refusal
 from leveret.conductor.order import Order
+from leveret.conductor.placing import Scheduler
 from leveret.conductor.request import Request
 from leveret.conductor.rows import Change, Fact, Vm
 from leveret.conductor.store import events, hosts, projects, refusals, vms
@@ -32,7 +32,8 @@ from leveret.shared.documents import CreateProject, CreateVm, DeleteVm, RetryVm,
 from leveret.shared.errors import Code, LeveretError, Problem, fail
 from leveret.shared.fault_points import fault_point, take
 from leveret.shared.loop import Loop
-from leveret.shared.messages import ADMINISTRATION, REQUESTS, Verdict
+from leveret.shared.messages import ADMINISTRATION, GROUPS, REQUESTS, Verdict
+from leveret.shared.placements import AskCapacity, CapacityReport
 
 log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ class RequestHandler:
         desk: CheckDesk,
         *,
         relay: Loop,
-        rng: random.Random | None = None,
+        scheduler: Scheduler,
     ) -> None:
         self._pool = pool
         self._publisher = publisher
@@ -62,7 +63,7 @@ class RequestHandler:
         self._answers = answers
         self._desk = desk
         self._relay = relay
-        self._rng = rng or random.Random()
+        self._scheduler = scheduler
 
     async def handle(self, batch: Sequence[Delivery]) -> Sequence[Outcome]:
         """Whose are they, are they allowed so many, what do they ask for; then carry it out, or say why not."""
@@ -114,7 +115,10 @@ class RequestHandler:
         if isinstance(order.body, RunCheck):
             self._desk.ask(delivery, order.body)  # answered in its own time: it changes nothing
             return
-        problem = await self._obey(order)
+        if isinstance(order.body, AskCapacity):
+            await self._answers.give(delivery, await self._measure(order.body))
+            return
+        problem = await self._obey(order, heard=dispatch.is_answerable(delivery))
         self._relay.wake()
         if isinstance(order.body, CreateProject) and problem is None:
             await self._furnish(order.project)
@@ -122,10 +126,14 @@ class RequestHandler:
         metrics.REQUESTS.labels(verb=_verb(delivery), verdict=_word(verdict)).inc()
         await self._answers.give(delivery, verdict)
 
+    async def _measure(self, ask: AskCapacity) -> CapacityReport:
+        async with statement(self._pool) as connection:
+            return await capacity.measure(connection, ask)
+
     @fault_point("requests.administer")
-    async def _obey(self, order: Order) -> Problem | None:
+    async def _obey(self, order: Order, *, heard: bool) -> Problem | None:
         async with transaction(self._pool) as connection:
-            return await administration.carry_out(connection, order)
+            return await administration.carry_out(connection, order, heard=heard)
 
     @fault_point("requests.furnish")
     async def _furnish(self, project: str) -> None:
@@ -155,11 +163,14 @@ class RequestHandler:
         waiting = list(requests)
         rounds = 0
         while waiting and rounds < ROUNDS:
-            wave: dict[UUID, Request] = {}
+            wave: list[Request] = []
+            about: set[UUID] = set()
             for request in waiting:
-                wave.setdefault(request.vm_id, request)
-            await self._carry_out_wave(list(wave.values()))
-            answered = [request for request in wave.values() if request.verdict is not None]
+                if about.isdisjoint(request.claimed_ids):
+                    wave.append(request)
+                about |= request.claimed_ids
+            await self._carry_out_wave(wave)
+            answered = [request for request in wave if request.verdict is not None]
             rounds = 0 if answered else rounds + 1
             waiting = [request for request in waiting if request.verdict is None]
 
@@ -184,9 +195,9 @@ class RequestHandler:
 
     async def _write(self, connection: Connection, wave: Sequence[Request]) -> list[Change]:
         """Carry a wave out in the caller's transaction: one request a VM, verdicts set."""
-        unborn = [request.vm_id for request in wave if isinstance(request.body, CreateVm | DeleteVm)]
-        now = await vms.claim_ids(connection, unborn)
-        known = await vms.lock(connection, [request.vm_id for request in wave])
+        unborn = [request for request in wave if isinstance(request.body, CreateVm | DeleteVm)]
+        now = await vms.claim_ids(connection, {vm_id for request in unborn for vm_id in request.claimed_ids})
+        known = await vms.lock(connection, {vm_id for request in wave for vm_id in request.claimed_ids})
         rooms = await projects.lock_rooms(connection, _touched(wave, known))
         taken = await _taken_names(connection, wave, known)
         fenced = await _fenced_hosts(connection, wave, known)
@@ -202,7 +213,7 @@ class RequestHandler:
         await events.append_refusals(connection, unheard)
         creates = [request for request in wave if isinstance(request.body, CreateVm)]
         if creates:
-            written += await create(connection, creates, known, rooms, now, self._limits, self._rng)
+            written += await create(connection, creates, known, rooms, now, self._limits, self._scheduler)
         return written
 
     async def _tell(self, request: Request) -> None:
@@ -301,7 +312,7 @@ def _touched(wave: Sequence[Request], known: dict[UUID, Vm]) -> set[str]:
 
 
 def _verb(delivery: Delivery) -> str:
-    return delivery.type.rpartition(".v")[0] if delivery.type in REQUESTS | ADMINISTRATION else "unknown"
+    return delivery.type.rpartition(".v")[0] if delivery.type in REQUESTS | GROUPS | ADMINISTRATION else "unknown"
 
 
 def _word(verdict: Verdict) -> str:

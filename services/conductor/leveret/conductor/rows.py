@@ -32,10 +32,14 @@ class Vm:
     created_at: datetime
     deadline: datetime | None
     generation: int = 1
+    group_name: str | None = None
+    bundle: UUID | None = None
     restarts: int = 0
     grace_s: int = 60
     host_id: UUID | None = None
     token: int | None = None
+    #: Its own place in a group that is spread hard: its host, or its zone.
+    seat: str | None = None
     attempts: int = 0
     failed_hosts: tuple[dict[str, Any], ...] = ()
     step: str | None = None
@@ -47,6 +51,8 @@ class Vm:
     ssh: dict[str, Any] | None = None
     problem: dict[str, Any] | None = None
     sent_at: datetime | None = None
+    #: How much room had come about anywhere when it was last looked at in vain.
+    looked_rooms: int | None = None
     recent_requests: tuple[str, ...] = ()
     #: Whether there was user-data that the guest has read, and that is gone since; the database sets it.
     user_data_wiped: bool = False
@@ -67,6 +73,11 @@ class Vm:
     def is_made_anew(self) -> bool:
         """Whether its owner wants it on another host, without its disk, when its own is proven to be off."""
         return self.spec.get("on_host_failure") == "restart"
+
+    @property
+    def waits_for_capacity(self) -> bool:
+        """Whether its owner wants it to wait when there is no room for it."""
+        return bool(self.spec.get("wait_for_capacity"))
 
     @property
     def is_given_up(self) -> bool:
@@ -91,7 +102,19 @@ VM_COLUMNS = tuple(entry.name for entry in fields(Vm))
 
 #: What no owner sees of a VM.
 _NOTES = frozenset(
-    {"recent_requests", "sent_at", "report_epoch", "report_seq", "deadline", "grace_s", "updated_at", "user_data_wiped"}
+    {
+        "recent_requests",
+        "sent_at",
+        "report_epoch",
+        "report_seq",
+        "deadline",
+        "grace_s",
+        "updated_at",
+        "user_data_wiped",
+        "seat",
+        "bundle",
+        "looked_rooms",
+    }
 )
 
 

@@ -25,6 +25,9 @@ class ConductorSettings(ServiceSettings):
     #: Longer than the broker takes to see that another conductor hangs and to give others what that one had in hand.
     lease_s: float = Field(default=30.0, gt=0, description="Silence after which a host gets no new VMs.")
     build_timeout_s: float = Field(default=200.0, gt=0, description="From accepted to running, over all hosts tried.")
+    capacity_timeout_s: float = Field(
+        default=3600.0, gt=0, description="How long a VM that is to wait for room does so."
+    )
     change_timeout_s: float = Field(
         default=120.0, gt=0, description="For a start or reboot, and a stop beyond its grace."
     )

@@ -1,6 +1,5 @@
 """The sweeper: nothing waits for a message that never comes (law 5)."""
 
-import random
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
@@ -10,11 +9,12 @@ from leveret.conductor import decisions, dispatch, metrics
 from leveret.conductor.database import Pool, transaction
 from leveret.conductor.decisions import Limits
 from leveret.conductor.dispatch import Command
-from leveret.conductor.placing import place
+from leveret.conductor.placing import Placed, Scheduler
 from leveret.conductor.rows import Change, Vm
-from leveret.conductor.scheduler import HostSnapshot
+from leveret.conductor.scheduling import Host
 from leveret.conductor.store import forgetting, hosts, projects, vms
 from leveret.shared.bus import Publisher
+from leveret.shared.errors import Problem
 from leveret.shared.fault_points import fault_point, take
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ class Sweeper:
         lease: timedelta,
         keep_deleted_days: int,
         attentive_s: Callable[[], float],
-        rng: random.Random | None = None,
+        scheduler: Scheduler,
     ) -> None:
         self._pool = pool
         self._publisher = publisher
@@ -45,7 +45,7 @@ class Sweeper:
         self._keep_deleted_days = keep_deleted_days
         #: For how long this conductor has been hearing what hosts say: who was deaf cannot tell that they were silent.
         self.attentive_s = attentive_s
-        self._rng = rng or random.Random()
+        self._scheduler = scheduler
 
     async def sweep_once(self) -> None:
         """Everything that may be overdue, each kind in a transaction of its own."""
@@ -57,24 +57,29 @@ class Sweeper:
 
     async def place_pending(self) -> int:
         """Give a host to VMs that lost theirs, or tell them why there is none. Returns how many were placed."""
-        pending, commands = await self._place()
-        metrics.SWEPT.labels(reason="pending").inc(pending)
+        placed, commands = await self._place()
+        metrics.SWEPT.labels(reason="pending").inc(placed)
         await self._send(commands)
         return len(commands)
 
     @fault_point("sweeper.place")
     async def _place(self) -> tuple[int, list[Command]]:
         async with transaction(self._pool) as connection:
-            pending = await vms.lock_pending(connection, BATCH)
-            if not pending:
+            rooms = await hosts.rooms(connection)
+            bundles = await vms.lock_pending(connection, rooms, BATCH)
+            if not bundles:
                 return 0, []
             now = await vms.database_now(connection)
-            placements = await place(connection, pending, now, self._rng)
-            refused = [
-                decisions.unplaceable(vm, placements.refused[vm.id]) for vm in pending if vm.id in placements.refused
-            ]
-            await vms.record(connection, [*placements.placed, *refused])
-            return len(pending), await dispatch.commands_for(connection, [c.after.id for c in placements.placed])
+            placed: list[Change] = []
+            refused: list[Change] = []
+            for bundle, outcome in zip(bundles, await self._scheduler.place(connection, bundles, now), strict=True):
+                match outcome:
+                    case Placed(changes):
+                        placed += changes
+                    case Problem() as problem:
+                        refused += [decisions.unplaceable(vm, problem, rooms, now, self._limits) for vm in bundle]
+            await vms.record(connection, [*placed, *refused])
+            return len(placed), await dispatch.commands_for(connection, [change.after.id for change in placed])
 
     @property
     def _hears(self) -> bool:
@@ -133,7 +138,7 @@ class Sweeper:
             )
             return written
 
-    def _strand(self, vm: Vm, host: HostSnapshot, now: datetime) -> Change | None:
+    def _strand(self, vm: Vm, host: Host, now: datetime) -> Change | None:
         match host.state:
             case "fenced":
                 return decisions.on_fence(vm, host.name, now, self._limits)

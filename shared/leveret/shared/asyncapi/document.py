@@ -13,15 +13,18 @@ from leveret.shared.asyncapi.schemas import REF, Schema, ref, schemas_of
 from leveret.shared.errors import HINTS, Code
 from leveret.shared.event_types import EVENTS, OF_NOTHING, OF_PROJECTS, OF_VMS, cloud_type
 from leveret.shared.examples import EVENTS as EVENT_EXAMPLES
+from leveret.shared.examples import GROUPS as GROUP_EXAMPLES
 from leveret.shared.examples import REQUESTS as REQUEST_EXAMPLES
 from leveret.shared.examples import VERDICTS, Example
 from leveret.shared.lifecycle import MOVES, State
-from leveret.shared.messages import CONTENT_TYPE, REQUESTS, TYPE_OF, CloudEvent, Verdict
+from leveret.shared.messages import CONTENT_TYPE, GROUPS, REQUESTS, TYPE_OF, CloudEvent, Verdict
 
 VHOST = "leveret"
 BINDING = {"bindingVersion": "0.3.0"}
 EVENTS_EXCHANGE = topology.events_exchange("{project}")
 VERDICT = TYPE_OF[Verdict]
+#: All that clients send.
+SENT = REQUESTS | GROUPS
 EVENT = TYPE_OF[CloudEvent]
 
 
@@ -126,8 +129,8 @@ def _channels() -> dict[str, Any]:
             "Requests",
             "The routing key is the type of the message. The exchange exists; you may not declare it.",
             _through(topology.REQUESTS),
-            REQUESTS,
-            type={"enum": list(REQUESTS), "description": "The `type` of the message."},
+            SENT,
+            type={"enum": list(SENT), "description": "The `type` of the message."},
         ),
         "verdicts": _channel(
             None,
@@ -208,7 +211,7 @@ def _through(exchange: topology.Exchange) -> dict[str, Any]:
 
 
 def _operations() -> dict[str, Any]:
-    return {_camel(model): _ask(name, model) for name, model in REQUESTS.items()} | {
+    return {_camel(model): _ask(name, model) for name, model in SENT.items()} | {
         "followVms": _hear("vmEvents", "Follow VMs", "Bind a queue of your own to the exchange, and consume it."),
         "followProject": _hear("projectEvents", "Follow what becomes of the project", "As for VMs, in the same queue."),
         "followRefusals": _hear("refusals", "Follow requests that could not be read", "As for VMs, in the same queue."),
@@ -269,13 +272,18 @@ def _requests() -> dict[str, Any]:
             name,
             model.__name__,
             summary_of(model),
-            {"$ref": f"{REF}{'Create' if name == 'vm.create.v1' else 'Change'}Headers"},
+            {"$ref": f"{REF}{_kind(name)}Headers"},
             "RequestProperties",
             ref(model),
-            REQUEST_EXAMPLES[name],
+            (REQUEST_EXAMPLES | GROUP_EXAMPLES)[name],
         )
-        for name, model in REQUESTS.items()
+        for name, model in SENT.items()
     }
+
+
+def _kind(name: str) -> str:
+    """Which headers a request has."""
+    return "Group" if name in GROUPS else "Create" if name == "vm.create.v1" else "Change"
 
 
 def _verdict() -> dict[str, Any]:
@@ -336,14 +344,14 @@ def _schemas() -> dict[str, Schema]:
         "AnswerProperties": words.ANSWER_PROPERTIES,
         "CreateHeaders": _headers(dry_run=words.DRY_RUN),
         "ChangeHeaders": _headers(if_match=words.IF_MATCH),
-        **schemas_of([*REQUESTS.values(), Verdict, CloudEvent, *EVENTS.values()]),
+        "GroupHeaders": _typed(words.GROUP_HEADERS),
+        **schemas_of([*SENT.values(), Verdict, CloudEvent, *EVENTS.values()]),
     }
 
 
 def _headers(**more: Schema) -> Schema:
-    return {
-        "type": "object",
-        "description": words.HEADERS_NOTE,
-        "required": ["vm_id"],
-        "properties": words.HEADERS | more,
-    }
+    return _typed(words.HEADERS | more, required=["vm_id"])
+
+
+def _typed(properties: Schema, **more: Any) -> Schema:
+    return {"type": "object", "description": words.HEADERS_NOTE, **more, "properties": properties}

@@ -12,7 +12,7 @@ from leveret.shared.errors import HINTS, Code
 from leveret.shared.event_types import EVENTS
 from leveret.shared.examples import EVENTS as EVENT_EXAMPLES
 from leveret.shared.examples import VERDICTS
-from leveret.shared.messages import REQUESTS
+from leveret.shared.messages import GROUPS, REQUESTS
 
 _BLOCK = re.compile(r"(<!-- generated: (?P<what>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _FENCES = {".mjs": "js", ".py": "python"}
@@ -42,7 +42,9 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def requests() -> str:
-    rows = ((f"`{name}`", f"`{model.__name__}`", f"{summary_of(model)}.") for name, model in REQUESTS.items())
+    rows = (
+        (f"`{name}`", f"`{model.__name__}`", f"{summary_of(model)}.") for name, model in (REQUESTS | GROUPS).items()
+    )
     return _table(("type and routing key", "document", "asks"), rows)
 
 

@@ -7,7 +7,7 @@ from leveret.shared.errors import Code
 from leveret.shared.headers import IF_MATCH_PATTERN, REQUEST_ID_PATTERN, TRACEPARENT_PATTERN
 
 #: Of the contract, not of the program: the first number changes with the `.v1` in the types, and only then.
-CONTRACT_VERSION = "1.1.0"
+CONTRACT_VERSION = "1.2.0"
 
 _QUOTA = UpdateQuota()
 
@@ -150,6 +150,8 @@ DRY_RUN: dict[str, Any] = {
     "const": "true",
     "description": "Judge it, but neither claim nor make anything. The verdict has `dry_run: true`.",
 }
+#: The headers of a request that is about no VM.
+GROUP_HEADERS = {name: schema for name, schema in HEADERS.items() if name != "vm_id"}
 HEADERS_NOTE = (
     "AMQP headers; every value is text (a long string). CC, BCC and x-death are refused; others that are not named "
     "here are ignored."
@@ -217,6 +219,9 @@ IN_VERDICTS = frozenset(
         Code.STATE_CONFLICT,
         Code.IMAGE_UNKNOWN,
         Code.NETWORK_UNKNOWN,
+        Code.GROUP_UNKNOWN,
+        Code.GROUP_NOT_FOUND,
+        Code.GROUP_IN_USE,
         Code.PRECONDITION_FAILED,
         Code.PROJECT_NOT_FOUND,
         Code.QUOTA_EXCEEDED,
@@ -265,7 +270,19 @@ FIELDS: dict[str, dict[str, str]] = {
         "on_host_failure": "What becomes of it when its host is declared to be off (with proof, by an administrator): "
         "`none` waits for the host, with its disk; `restart` makes it anew on another one, without what was on its "
         "disk. Nothing becomes of it when its host is only silent.",
+        "count": "So many of them at once, all or none. Their ids are UUIDv5 of the header `vm_id` (as namespace) and "
+        '"1", "2" and so on; with a `name` they are called name-1, name-2 and so on. The verdict lists them in `vms`.',
+        "wait_for_capacity": "When there is no room: accept it all the same, and let it stay `pending` until there is "
+        "some, for at most an hour. The event `waiting` says why.",
     },
+    "CreateGroup": {
+        "name": "Unique among the project's groups.",
+        "policy": "Its VMs keep apart (`spread`) or together (`pack`).",
+        "enforcement": "Whether a VM is refused that would break it (`hard`), or placed as near to it as there is room "
+        "(`soft`).",
+        "topology": "Apart or together on hosts, or in zones.",
+    },
+    "DeleteGroup": {"name": "Which one."},
     "UpdateVm": {
         "name": "Its new name.",
         "labels": "Labels to set; one whose value is null is removed.",
@@ -281,11 +298,14 @@ FIELDS: dict[str, dict[str, str]] = {
         "zones": "Only hosts of these zones; empty is any.",
         "require_labels": "Only hosts that have all of these labels.",
         "forbid_labels": "No host that has any of these labels.",
+        "tolerate": "Hosts that are kept for somebody are meant too, when all their taints are named here.",
+        "hosts": "Only these hosts, by name or id. For administrators, over REST: of a broker user it is `forbidden`.",
+        "group": "The group of the project that it belongs to, and is placed with.",
         "strategy": "Prefer empty hosts (`spread`) or full ones (`pack`).",
     },
     "Verdict": {
         "request_id": "The request's header `request_id`, or its `message_id`.",
-        "vm_id": "The request's VM; null when that could not be read.",
+        "vm_id": "The request's VM; null when that could not be read, and for a request about a group.",
         "accepted": "Whether it was committed; for a dry run, whether it would have been.",
         "dry_run": "Whether this answers a dry run.",
         "generation": "Counts the accepted changes of what its host should do: names and labels are none. Usable as "
@@ -294,7 +314,14 @@ FIELDS: dict[str, dict[str, str]] = {
         "state": "The VM's state right after.",
         "name": "The VM's name.",
         "address": "The VM's IPv4 address: known before it boots.",
+        "vms": "The VMs of a request for several, in order; then the fields above say nothing, and `vm_id` is no VM.",
         "problem": "Why it was refused.",
+    },
+    "MadeVm": {
+        "id": "The VM's id.",
+        "name": "The VM's name.",
+        "state": "The VM's state right after.",
+        "address": "The VM's IPv4 address: known before it boots.",
     },
     "Problem": {
         "code": "What your program may branch on. A newer Leveret may say codes that are not listed here.",

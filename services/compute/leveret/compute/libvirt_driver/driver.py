@@ -12,17 +12,17 @@ from uuid import UUID
 
 import structlog
 
-from leveret.compute.driver import LEFTOVERS_MAX, Domain, Inventory, OnChange, Power
-from leveret.compute.libvirt_driver import config_drive, console, qemu_img, seeing
+from leveret.compute.driver import CACHED_MAX, LEFTOVERS_MAX, Domain, Inventory, OnChange, Power
+from leveret.compute.libvirt_driver import config_drive, console, pool_probe, qemu_img, seeing
 from leveret.compute.libvirt_driver.connection import Connection
 from leveret.compute.libvirt_driver.definition import Definition, journal_of
 from leveret.compute.libvirt_driver.door import Door
 from leveret.compute.libvirt_driver.images import GIB, Images, disk_errors
 from leveret.compute.libvirt_driver.journal import Memory, to_xml
-from leveret.compute.libvirt_driver.lane import Lane
+from leveret.compute.libvirt_driver.lane import Lane, NoAnswer
 from leveret.compute.libvirt_driver.machine import Machine
 from leveret.compute.libvirt_driver.network import Networks
-from leveret.compute.libvirt_driver.paths import Pool, fsync_directory, make_directory
+from leveret.compute.libvirt_driver.paths import PROBE, Pool, fsync_directory, make_directory
 from leveret.compute.libvirt_driver.seeing import Seen
 from leveret.compute.libvirt_driver.settings import LibvirtSettings
 from leveret.compute.libvirt_driver.shutdown import Shutdown
@@ -120,16 +120,30 @@ class LibvirtDriver:
 
     async def capacity(self) -> Capacity:
         node = await self._connection.call(Door.node)
-        stat = await self._measure()
+        stat = await self._ask_pool(os.statvfs, self._pool.root, doing="measuring the pool")
         return Capacity(vcpus=node.vcpus, memory_mib=node.memory_mib, disk_gib=stat.f_blocks * stat.f_frsize // GIB)
 
-    async def _measure(self) -> os.statvfs_result:
-        """The pool's file system, once it has shown that it can be written to. One that hangs is asked once."""
-        root = self._pool.root
-        if self._files.hangs(root):
-            raise fail(Code.DISK_FAILED, "The pool's file system does not answer.")
+    async def check_pool(self) -> None:
+        limit_s = self._settings.pool_slow_s
+        try:
+            doing = "trying the pool with a small file"
+            await self._ask_pool(pool_probe.probe, self._pool.root / PROBE, doing=doing, timeout_s=limit_s)
+        except NoAnswer as error:
+            slow = f"The pool is slow, or hangs: a small file was not written to it within {limit_s:g} s."
+            raise fail(Code.DISK_FAILED, slow) from error
         with disk_errors("measuring the pool"):
-            return await self._in_thread(_measure, root, doing="measuring the pool", of=root)
+            await self.images.check_space(NEW_VM_BYTES)
+
+    async def cached_images(self) -> tuple[str, ...]:
+        return await self._ask_pool(self._pool.cached, CACHED_MAX, doing="listing the image cache")
+
+    async def _ask_pool(self, call: Callable[..., T], *args: Any, doing: str, timeout_s: float | None = None) -> T:
+        """Ask the pool's file system something, again and again; but as long as it hangs over this, only once."""
+        if self._files.hangs(doing):
+            raise fail(Code.DISK_FAILED, f"The pool's file system does not answer: it hangs while {doing}.")
+        limit_s = timeout_s or self._settings.file_timeout_s
+        with disk_errors(doing):
+            return await self._files.run(call, *args, timeout_s=limit_s, doing=doing, of=doing)
 
     async def inventory(self) -> Inventory:
         everything = await self._connection.call(Door.see_all)
@@ -324,11 +338,6 @@ class LibvirtDriver:
 
 def _nobody_listens(_vm_id: UUID | None) -> None:
     return
-
-
-def _measure(root: Path) -> os.statvfs_result:
-    os.utime(root)
-    return os.statvfs(root)
 
 
 def _finish_disk(temporary: Path, disk: Path) -> None:

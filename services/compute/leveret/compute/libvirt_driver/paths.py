@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 from uuid import UUID
 
@@ -71,6 +72,16 @@ class Pool:
                 found.add(vm_id)
         return frozenset(found)
 
+    def cached(self, at_most: int) -> tuple[str, ...]:
+        """The sha256 of the images in the cache, those used last first: each use sets a file's time. Blocking."""
+        used: dict[str, float] = {}
+        for entry in os.scandir(self.images):
+            if _IMAGE.fullmatch(entry.name):
+                sha256 = entry.name.partition(".")[0]
+                with suppress(FileNotFoundError):  # collected meanwhile
+                    used[sha256] = max(used.get(sha256, 0.0), entry.stat().st_mtime)
+        return tuple(nlargest(at_most, used, key=used.__getitem__))
+
     def leftovers(self, at_most: int) -> tuple[str, ...]:
         """The paths in the pool, from its root, that belong to nothing. Blocking.
 
@@ -85,8 +96,10 @@ class Pool:
         return tuple(sorted(str(path.relative_to(self.root)) for path in found)[:at_most])
 
 
+#: The file with which the worker tries the pool.
+PROBE = "pool-probe"
 #: What the worker keeps in the pool beside VMs: images, leases, and what it found out about KVM.
-_OWN_NAMES = frozenset({"images", "dhcp", "kvm-probe.json", "kvm-probe.json.tmp", "lost+found"})
+_OWN_NAMES = frozenset({"images", "dhcp", "kvm-probe.json", "kvm-probe.json.tmp", PROBE, "lost+found"})
 _IMAGE = re.compile(r"[0-9a-f]{64}\.(qcow2|raw)")
 #: A download takes no longer: an unfinished file that is older was left by a worker that was killed.
 _UNFINISHED_S = 6 * 3600

@@ -13,6 +13,7 @@ class LibvirtSettings:
     `image_dirs` are the only directories that `file:` urls may name files in. `image_inner_allowed` are the
     networks that are not public and that images may be fetched from all the same. `ports` are the TCP ports of the
     host that user-mode networking forwards to guests' ssh; they should lie below the kernel's ephemeral range.
+    A pool that takes longer than `pool_slow_s` for a small file gets no new VM.
     `emulated_cpu` is the processor of a guest without KVM, a libvirt model or `maximum`. `calls_at_once` is also
     the number of connections to libvirtd, beside the one that listens.
     """
@@ -45,6 +46,7 @@ class LibvirtSettings:
     button_timeout_s: float = 10.0
     qemu_img_timeout_s: float = 60.0
     file_timeout_s: float = 30.0
+    pool_slow_s: float = 10.0
     calls_at_once: int = 8
     keepalive_interval_s: int = 5
     keepalive_count: int = 3

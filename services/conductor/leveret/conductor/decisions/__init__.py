@@ -7,7 +7,7 @@ a change says everything: counters, addresses and commands follow from the row b
 from leveret.conductor.decisions.deadlines import on_deadline
 from leveret.conductor.decisions.fencing import is_waiting_for_its_host, on_fence, on_retire
 from leveret.conductor.decisions.parts import Limits
-from leveret.conductor.decisions.placement import placed, unplaceable
+from leveret.conductor.decisions.placement import placed, unplaceable, wait
 from leveret.conductor.decisions.reports import HOPELESS, HOST_FAULTS, on_report
 from leveret.conductor.decisions.requests import REMEMBERED_REQUESTS, Verb, is_known, on_request, remember
 
@@ -27,4 +27,5 @@ __all__ = [
     "placed",
     "remember",
     "unplaceable",
+    "wait",
 ]

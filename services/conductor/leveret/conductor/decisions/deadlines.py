@@ -6,7 +6,7 @@ from datetime import datetime
 from leveret.conductor.decisions.parts import Limits, attempts, error, failed
 from leveret.conductor.rows import Change, Event, Vm, told
 from leveret.shared.errors import Code, Problem
-from leveret.shared.lifecycle import Desired, State, Step
+from leveret.shared.lifecycle import WAITING, Desired, State, Step
 
 
 def on_deadline(vm: Vm, now: datetime, limits: Limits) -> Change | None:
@@ -16,6 +16,8 @@ def on_deadline(vm: Vm, now: datetime, limits: Limits) -> Change | None:
     if vm.state is State.BUILDING and now < vm.deadline + limits.backstop:
         return None  # the host gives up by itself, and its word may be under way
     match vm.state:
+        case State.PENDING if vm.step == WAITING and vm.problem is not None:
+            return failed(vm, _waited_in_vain(vm, Problem.model_validate(vm.problem)))
         case State.PENDING:
             problem = Problem.of(
                 Code.BUILD_TIMEOUT, f"No host took VM {vm.name} in time.", step=vm.step, attempts=attempts(vm)
@@ -47,3 +49,8 @@ def on_deadline(vm: Vm, now: datetime, limits: Limits) -> Change | None:
     if (vm.problem or {}).get("code") == late.code:
         return Change(vm, replace(after, problem=vm.problem))  # said already; a host may be away for days
     return Change(vm, after, (Event(after, "late", {"problem": told(late)}),))
+
+
+def _waited_in_vain(vm: Vm, last: Problem) -> Problem:
+    """The reason for which there was no room, as it was last."""
+    return last.model_copy(update={"message": f"No room came about for VM {vm.name} in time. {last.message}"})

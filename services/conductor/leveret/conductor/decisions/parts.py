@@ -17,6 +17,8 @@ class Limits:
     change: timedelta
     delete: timedelta
     attempts: int
+    #: How long a VM waits for room that is to.
+    wait: timedelta = timedelta(hours=1)
     #: How long a host's own word on a build that is late is waited for.
     backstop: timedelta = timedelta(seconds=15)
 
@@ -35,7 +37,7 @@ def moved(before: Vm, after: Vm, event: str, **data: Any) -> Change:
 
 def released(vm: Vm) -> Vm:
     """Off its host: only after the host said that nothing is left of it there."""
-    return replace(vm, host_id=None, token=None, ssh=None, sent_at=None, guest_ready=False, steps=())
+    return replace(vm, host_id=None, token=None, seat=None, ssh=None, sent_at=None, guest_ready=False, steps=())
 
 
 def deleted(vm: Vm, seen: Vm | None = None) -> Change:
@@ -47,6 +49,7 @@ def deleted(vm: Vm, seen: Vm | None = None) -> Change:
         step=None,
         deadline=None,
         address=None,
+        group_name=None,
         problem=None,
     )
     return moved(vm, after, "deleted")

@@ -31,6 +31,22 @@ SELECT id, host_id, token FROM (
 WHERE times > 1 OR token > coalesce(pg_sequence_last_value('placement_tokens'::regclass), 0)
 """
 
+# A zone counts as it was when a VM was placed there: a host that is moved to another one breaks nothing.
+GROUPS_KEPT = """
+WITH placed AS (
+    SELECT g.project_id, g.name, g.policy, g.topology, v.id, v.seat, v.host_id
+    FROM groups g JOIN vms v ON v.project_id = g.project_id AND v.group_name = g.name
+    WHERE g.enforcement = 'hard' AND v.host_id IS NOT NULL
+)
+SELECT project_id, name AS group, array_agg(id::text ORDER BY id) AS vm_ids FROM placed
+GROUP BY project_id, name, policy, topology
+HAVING CASE
+    WHEN policy = 'spread' THEN count(DISTINCT seat) < count(*)
+        OR (topology = 'host' AND count(DISTINCT host_id) < count(*))
+    ELSE topology = 'host' AND count(DISTINCT host_id) > 1
+END
+"""
+
 QUOTA_COUNTERS = """
 SELECT q.project_id, q.vms_used, count(v.id) AS vms, q.vcpus_used, coalesce(sum(v.vcpus), 0) AS vcpus,
        q.memory_mib_used, coalesce(sum(v.memory_mib), 0) AS memory_mib,

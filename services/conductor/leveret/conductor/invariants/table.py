@@ -60,6 +60,14 @@ INVARIANTS: tuple[Invariant, ...] = (
         "hosts have; else keep the database as it is, and report it.",
         q.PLACEMENT_TOKENS,
     ),
+    Invariant(
+        "group_kept",
+        Place.ROWS,
+        "The VMs of a group that is spread hard stand each on a host, or in a zone, of its own; packed hard, on one "
+        "host.",
+        _BUG,
+        q.GROUPS_KEPT,
+    ),
     # Projects and networks.
     Invariant(
         "quota_counters_match_vms",

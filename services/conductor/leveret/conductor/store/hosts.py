@@ -9,24 +9,32 @@ from uuid import UUID
 
 from leveret.conductor.database import Connection
 from leveret.conductor.rows import Change, Vm, told
-from leveret.conductor.scheduler import HostSnapshot
+from leveret.conductor.scheduling.host import Host
 from leveret.shared.messages import Heartbeat
 
 _SNAPSHOT = """
 SELECT id, name, zone, state, problem IS NULL AS healthy, labels, vcpus, memory_mib, disk_gib,
        vcpus - vcpus_used AS vcpus_free,
        memory_mib - memory_mib_used AS memory_mib_free,
-       disk_gib - disk_gib_used AS disk_gib_free
-FROM hosts
+       disk_gib - disk_gib_used AS disk_gib_free,
+       taints, vms_max, images
 """
 
-# Capacity never sinks below what is placed: a host that shrank is full, not overbooked.
+# Only where it matters, since it costs a look at the index for each host.
+_COUNT = "CASE WHEN vms_max IS NULL THEN 0 ELSE (SELECT count(*) FROM vms WHERE vms.host_id = hosts.id) END AS vms"
+
+# Capacity never sinks below what is placed: a host that shrank is full, not overbooked. Images may be stored beside the
+# row, where an equal value would be written anew with every heartbeat: so the old one is kept.
 _REGISTER = """
 INSERT INTO hosts AS h (id, name, zone, labels, epoch, virt_type, version, vcpus, memory_mib, disk_gib,
-                        foreign_domains, problem)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::bigint[], $6::text[], $7::text[],
-                     $8::integer[], $9::bigint[], $10::bigint[], $11::integer[], $12::jsonb[])
-ORDER BY 1
+                        foreign_domains, problem, taints, vms_max, images)
+SELECT b.id, name, zone, labels, epoch, virt_type, version, vcpus, memory_mib, disk_gib, foreign_domains, problem,
+       taints, vms_max, string_to_array(images, ' ')
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::jsonb[], $5::bigint[], $6::text[], $7::text[],
+            $8::integer[], $9::bigint[], $10::bigint[], $11::integer[], $12::jsonb[], $13::jsonb[], $14::integer[],
+            $15::text[]) AS b (id, name, zone, labels, epoch, virt_type, version, vcpus, memory_mib, disk_gib,
+                               foreign_domains, problem, taints, vms_max, images)
+ORDER BY b.id
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name, zone = excluded.zone, labels = excluded.labels, epoch = excluded.epoch,
     virt_type = excluded.virt_type, version = excluded.version,
@@ -34,6 +42,8 @@ ON CONFLICT (id) DO UPDATE SET
     memory_mib = greatest(excluded.memory_mib, h.memory_mib_used),
     disk_gib = greatest(excluded.disk_gib, h.disk_gib_used),
     foreign_domains = excluded.foreign_domains, problem = excluded.problem,
+    taints = excluded.taints, vms_max = excluded.vms_max,
+    images = CASE WHEN h.images = excluded.images THEN h.images ELSE excluded.images END,
     state = CASE h.state WHEN 'silent' THEN 'up' ELSE h.state END,
     state_reason = CASE h.state WHEN 'silent' THEN NULL ELSE h.state_reason END,
     heartbeat_at = now()
@@ -63,24 +73,40 @@ GROUP BY h.id
 """
 
 
-async def snapshot(connection: Connection) -> list[HostSnapshot]:
+async def snapshot(connection: Connection) -> list[Host]:
     """Every host that is not gone for good, as the scheduler sees it."""
-    rows = await connection.fetch(f"{_SNAPSHOT} WHERE state <> 'retired'")
-    return [HostSnapshot(**row) for row in rows]
+    rows = await connection.fetch(f"{_SNAPSHOT}, {_COUNT} FROM hosts WHERE state <> 'retired'")
+    return [_host(row) for row in rows]
 
 
 async def lock(
     connection: Connection, ids: Collection[UUID | None], *, if_failing: Collection[UUID] = ()
-) -> dict[UUID, HostSnapshot]:
+) -> dict[UUID, Host]:
     """These hosts as they are now, locked until the transaction ends; and others, if builds failed on them lately."""
     if not ids and not if_failing:
         return {}
     rows = await connection.fetch(
-        f"{_SNAPSHOT} WHERE id = ANY($1) OR (id = ANY($2) AND failures > 0) ORDER BY id FOR NO KEY UPDATE",
+        f"{_SNAPSHOT} FROM hosts WHERE id = ANY($1) OR (id = ANY($2) AND failures > 0) ORDER BY id FOR NO KEY UPDATE",
         list(ids),
         list(if_failing),
     )
-    return {row["id"]: HostSnapshot(**row) for row in rows}
+    locked = {row["id"]: _host(row) for row in rows}
+    if limited := [host.id for host in locked.values() if host.vms_max is not None]:
+        # By a statement of its own: what one that waited for the lock had read beside it would be older than the lock.
+        for row in await connection.fetch(f"SELECT id, {_COUNT} FROM hosts WHERE id = ANY($1)", limited):
+            locked[row["id"]].vms = row["vms"]
+    return locked
+
+
+def _host(row: Any) -> Host:
+    return Host(**dict(row, images=frozenset(row["images"])))
+
+
+async def rooms(connection: Connection) -> int:
+    """How often room has come about on any host: another number than before means that there may be some."""
+    count = await connection.fetchval("SELECT coalesce(sum(rooms), 0)::bigint FROM hosts")
+    assert isinstance(count, int)
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +184,9 @@ def _registered(beat: Heartbeat) -> tuple[Any, ...]:
         beat.placeable.disk_gib,
         beat.foreign,
         told(beat.problem) if beat.problem else None,
+        beat.taints,
+        beat.vms_max,
+        " ".join(sorted(beat.images)),
     )
 
 
@@ -187,9 +216,12 @@ async def silence(connection: Connection, lease: timedelta) -> list[str]:
 
 
 async def count_builds(
-    connection: Connection, failed: Sequence[UUID], built: Sequence[UUID], cordon_after: int
+    connection: Connection, failed: Sequence[tuple[UUID, str]], built: Sequence[UUID], cordon_after: int
 ) -> list[str]:
-    """Count failed builds in a row, and cordon the hosts that had too many. Returns the names of those."""
+    """Count failed builds in a row, and cordon the hosts that had too many. Returns the names of those.
+
+    `failed` are builds: the host of each, and in words why it failed.
+    """
     if built:
         await connection.execute(
             "UPDATE hosts SET failures = 0 WHERE id IN "
@@ -206,12 +238,14 @@ async def count_builds(
             RETURNING h.id, h.failures
         )
         SELECT id, failures FROM now_failing WHERE failures >= $2""",
-        list(failed),
+        [host_id for host_id, _ in failed],
         cordon_after,
     )
+    last = dict(failed)
     cordoned = await connection.fetch(
-        """UPDATE hosts SET state = 'cordoned', state_reason = failures || ' builds failed in a row'
-        WHERE id = ANY($1) AND state = 'up' RETURNING name""",
+        """UPDATE hosts SET state = 'cordoned', state_reason = failures || ' builds failed in a row; the last: ' || last
+        FROM unnest($1::uuid[], $2::text[]) AS f (id, last) WHERE hosts.id = f.id AND state = 'up' RETURNING name""",
         [row["id"] for row in rows],
+        [last[row["id"]] for row in rows],
     )
     return [row["name"] for row in cordoned]

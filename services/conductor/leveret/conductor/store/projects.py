@@ -28,22 +28,27 @@ class Room:
     limits: dict[str, int | None]
     used: dict[str, int]
 
-    def exceeded_by(self, vm: Vm) -> dict[str, dict[str, int]]:
-        """The limits that one more VM would break, each as {limit, used, asked}; nothing when it fits."""
+    def exceeded_by(self, *vms: Vm) -> dict[str, dict[str, int]]:
+        """The limits that these VMs would break, each as {limit, used, asked}; nothing when they fit."""
         return {
             name: {"limit": limit, "used": self.used[name], "asked": asked}
-            for name, asked in amounts_of(vm).items()
+            for name, asked in amounts_of(*vms).items()
             if (limit := self.limits[name]) is not None and self.used[name] + asked > limit
         }
 
-    def take(self, vm: Vm) -> None:
-        for name, amount in amounts_of(vm).items():
+    def take(self, *vms: Vm) -> None:
+        for name, amount in amounts_of(*vms).items():
             self.used[name] += amount
 
 
-def amounts_of(vm: Vm) -> dict[str, int]:
-    """What a VM counts for in its project's quota."""
-    return {"vms": 1, "vcpus": vm.vcpus, "memory_mib": vm.memory_mib, "disk_gib": vm.disk_gib}
+def amounts_of(*vms: Vm) -> dict[str, int]:
+    """What VMs count for in their project's quota."""
+    return {
+        "vms": len(vms),
+        "vcpus": sum(vm.vcpus for vm in vms),
+        "memory_mib": sum(vm.memory_mib for vm in vms),
+        "disk_gib": sum(vm.disk_gib for vm in vms),
+    }
 
 
 _ROOM = f"""

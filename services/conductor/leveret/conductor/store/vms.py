@@ -1,7 +1,8 @@
 """The vms table, and the one function that writes what was decided.
 
-Lock order: rows of vms by id, then of quotas by project, then of hosts by id. Two conductors therefore wait for each
-other, and hardly ever in a circle; should they, Postgres ends one transaction, and its batch is tried again.
+Lock order: rows of vms by id, then of quotas by project, then of groups by project and name, then of hosts by id. Two
+conductors therefore wait for each other, and hardly ever in a circle; should they, Postgres ends one transaction, and
+its batch is tried again.
 """
 
 import json
@@ -40,6 +41,10 @@ _COLUMNS = {
     "network": Column("text"),
     "mac": Column("text"),
     "created_at": Column("timestamptz"),
+    "bundle": Column("uuid"),
+    "group_name": Column("text", changes=True),
+    "seat": Column("text", changes=True),
+    "looked_rooms": Column("bigint", changes=True),
     "address": Column("inet", changes=True),
     "desired": Column("text", changes=True),
     "state": Column("text", changes=True),
@@ -100,14 +105,40 @@ async def lock(connection: Connection, ids: Iterable[UUID]) -> dict[UUID, Vm]:
     return {row["id"]: Vm.of(row) for row in rows}
 
 
-async def lock_pending(connection: Connection, limit: int) -> list[Vm]:
-    """VMs that wait for a host, oldest first, unless another conductor is at them."""
-    rows = await connection.fetch(
-        f"""{_SELECT} WHERE state = 'pending' AND deadline > now()
-        ORDER BY created_at LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED""",
-        limit,
-    )
-    return [Vm.of(row) for row in rows]
+# The project that has least comes first. Bundles come whole: one that another conductor has a part of is left to it.
+_PENDING = f"""
+WITH due AS (
+    SELECT id, bundle, created_at, row_number() OVER (PARTITION BY project_id ORDER BY created_at, id) + (
+        SELECT count(*) FROM vms placed WHERE placed.project_id = vms.project_id AND placed.host_id IS NOT NULL
+    ) AS turn
+    FROM vms WHERE state = 'pending' AND deadline > now() AND looked_rooms IS DISTINCT FROM $1
+), first AS (
+    SELECT coalesce(bundle, id) AS bundle, min(turn) AS turn, min(created_at) AS since FROM due
+    GROUP BY 1 ORDER BY 2, 3 LIMIT $2
+), locked AS (
+    SELECT {", ".join(f"v.{name}" for name in VM_COLUMNS)}, f.turn, f.since FROM vms v
+    JOIN first f ON coalesce(v.bundle, v.id) = f.bundle WHERE v.state = 'pending'
+    ORDER BY v.id FOR NO KEY UPDATE OF v SKIP LOCKED
+)
+SELECT *, (SELECT count(*) FROM vms b WHERE b.bundle = locked.bundle AND b.state = 'pending') AS together
+FROM locked ORDER BY turn, since, bundle, id
+"""
+
+
+async def lock_pending(connection: Connection, rooms: int, limit: int) -> list[list[Vm]]:
+    """VMs that wait for a host, unless another conductor is at them, or they were looked at with just these `rooms`.
+
+    Up to `limit` bundles, each to be placed whole; a VM that was asked for by itself is a bundle of one. As if they
+    were placed one after the other, the next is always of the project that has the fewest VMs then, and its oldest.
+    """
+    bundles: dict[UUID, list[Vm]] = {}
+    whole: dict[UUID, int] = {}
+    for row in await connection.fetch(_PENDING, rooms, limit):
+        vm = Vm.of(row)
+        key = vm.bundle or vm.id
+        bundles.setdefault(key, []).append(vm)
+        whole[key] = row["together"] if vm.bundle else 1
+    return [vms for key, vms in bundles.items() if len(vms) == whole[key]]
 
 
 async def lock_late(connection: Connection, backstop: timedelta, limit: int) -> list[Vm]:
