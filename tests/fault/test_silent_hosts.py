@@ -279,7 +279,7 @@ async def hearing(
         yield heard
 
 
-@pytest.mark.parametrize("who", ["rabbitmq", "postgres", "conductor-1"])
+@pytest.mark.parametrize("who", ["rabbitmq", "postgres", "conductor-1", "an alarm"])
 async def test_a_conductor_that_was_deaf_itself_suspects_nobody(house: Installation, client: Leveret, who: str) -> None:
     """Whatever hung between a host and the conductor's hearing, for longer than the lease: it was not the host."""
     [vm_id] = await made(client, 1)
@@ -295,7 +295,11 @@ async def test_a_conductor_that_was_deaf_itself_suspects_nobody(house: Installat
 
 @contextlib.contextmanager
 def frozen(house: Installation, who: str) -> Iterator[None]:
-    """A process and its children do not move."""
+    """A process and its children do not move; or the broker reads nothing from anybody, since it has no memory left."""
+    if who == "an alarm":
+        with without_memory(house):
+            yield
+        return
     pid = {"rabbitmq": house.rabbit.pid, "postgres": house.postgres.pid}.get(who) or house.runner.daemon(who).pid
     assert pid is not None
     family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
@@ -306,6 +310,15 @@ def frozen(house: Installation, who: str) -> Iterator[None]:
     finally:
         for process in family:
             process.resume()
+
+
+@contextlib.contextmanager
+def without_memory(house: Installation) -> Iterator[None]:
+    house.rabbit.ctl("eval", "vm_memory_monitor:set_vm_memory_high_watermark(0.0).")
+    try:
+        yield
+    finally:
+        house.rabbit.ctl("eval", "vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
 
 
 def suspicions(house: Installation) -> int:

@@ -106,7 +106,7 @@ class Conductor:
             )
         ]
 
-        self.hearing = Hearing(self.consumers, settings.lease_s / 2)
+        self.hearing = Hearing(self.consumers, settings.lease_s / 2, knock=self.publisher.knock)
         self.loops.append(Loop("hearing", self.hearing.listen_once, every_s=min(1.0, settings.lease_s / 8)))
 
     def _checker(self) -> Checker:

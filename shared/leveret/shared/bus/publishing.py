@@ -120,6 +120,14 @@ class Publisher:
         """
         await self._publish_body(exchange, key, TYPE_OF[type(message)], encode(message), envelope, mandatory, timeout_s)
 
+    async def knock(self) -> None:
+        """Return when the broker takes messages now, without leaving one. Raises LeveretError `unavailable`.
+
+        An alarm of the broker keeps everybody from publishing, and nobody from consuming.
+        """
+        with suppress(Unroutable):
+            await self.publish_raw("", b"", None, NO_ENVELOPE)
+
     async def publish_raw(self, exchange: str, body: bytes, message_type: str | None, envelope: Envelope) -> None:
         """Publish bytes as they are: what is dead is kept as it came."""
         await self._publish_body(exchange, "", message_type, body, envelope, True, PUBLISH_TIMEOUT_S)
