@@ -163,6 +163,26 @@ async def test_a_retired_host_takes_its_disks_with_it_and_says_so(world: World) 
         assert refused(await world.gateway.order(Uncordon(host_id=host.id))) is Code.HOST_CONFLICT
 
 
+async def test_a_retired_host_that_is_still_heard_of_is_told_and_rid_of_what_is_over(world: World) -> None:
+    """It was said to be gone for good, and it was not."""
+    host = Host(world.rabbit)
+    async with world.hosts(host):
+        vm = await run(world, host)
+        await fence(world, host)
+        assert (await world.gateway.order(Retire(host_id=host.id))).accepted
+        await until_error(world, vm.vm_id, Code.HOST_RETIRED)
+        await host.beat((vm.vm_id, vm.token, vm.generation, "running"))
+
+        async def is_told() -> bool:
+            reason = await world.db.fetchval("SELECT state_reason FROM hosts WHERE id = $1", host.id)
+            return "still heard of" in (reason or "")
+
+        await eventually(is_told, what="that it is still heard of")
+        await host.say(host.seen(vm, Observed.RUNNING), complete=True)
+        await host.command(vm.vm_id, lambda c: c.wanted is Wanted.ABSENT)
+        assert await state_of(world, host) == "retired"
+
+
 async def test_a_fenced_host_that_came_back_and_died_again_is_fenced_again(world: World) -> None:
     host = Host(world.rabbit)
     async with world.hosts(host):

@@ -12,7 +12,7 @@ from conductor_world import World, conducting
 from invariants import violations
 from peers import Asker, Gateway, Host, eventually, tiny, up
 
-from leveret.shared.documents import DeleteVm, Placement
+from leveret.shared.documents import DeleteVm, Placement, StartVm, StopVm
 from leveret.shared.errors import Code, Problem
 from leveret.shared.groups import CreateGroup, DeleteGroup
 from leveret.shared.ids import ids_of, new_id
@@ -234,7 +234,7 @@ async def test_every_placement_says_why_and_every_no_says_what_would_fit(world: 
         vm_id = new_id()
         assert (await world.gateway.ask(vm_id, tiny(placement=Placement(zones=["z0"])))).accepted
         (scheduled,) = [event["data"] for event in await world.events() if event["type"] == "scheduled"]
-        assert scheduled["considered"] == 3
+        assert scheduled["considered"] == scheduled["looked_at"] == 3
         assert scheduled["score"]["room"] > 0.8
         assert scheduled["seconds"] < 1
         problem = why(await world.gateway.ask(new_id(), tiny().model_copy(update={"memory_mib": 20_000})))
@@ -348,6 +348,27 @@ async def test_several_that_wait_are_placed_together_or_not_at_all(world: World)
         for vm_id in ids_of(request, 2):
             await world.until(vm_id, State.BUILDING)
     assert await violations(world.db) == {}
+
+
+async def test_several_that_wait_are_looked_at_again_when_one_of_them_was_deleted(world: World) -> None:
+    hosts = hosts_of(world.rabbit, 1, size=ONE)
+    async with world.hosts(*hosts):
+        request = new_id()
+        assert (await world.gateway.ask(request, tiny(count=2, wait_for_capacity=True))).accepted
+        first, second = ids_of(request, 2)
+        assert await world.conductor.sweeper.place_pending() == 0
+        assert (await world.gateway.ask(first, DeleteVm())).accepted
+        await world.until(second, State.BUILDING)
+
+
+async def test_who_is_stopped_and_started_while_waiting_still_says_why_it_waits(world: World) -> None:
+    vm_id = new_id()
+    async with world.hosts(*hosts_of(world.rabbit, 1, size=ONE)):
+        assert (await world.gateway.ask(new_id(), tiny())).accepted
+        assert (await world.gateway.ask(vm_id, tiny(wait_for_capacity=True))).accepted
+        assert (await world.gateway.ask(vm_id, StopVm())).accepted
+        assert (await world.gateway.ask(vm_id, StartVm())).accepted
+        assert (await world.row(vm_id))["problem"]["code"] == "no_capacity"
 
 
 async def test_who_waited_in_vain_ends_with_the_reason(world: World) -> None:

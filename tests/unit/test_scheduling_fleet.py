@@ -367,6 +367,8 @@ def test_a_wish_is_refused_only_if_no_host_can_take_it(start: list[Host], change
                 could = feasible(fleet, change)
                 choice = fleet.choose(change, rng)
                 assert isinstance(choice, Chosen) == bool(could)
+                if isinstance(choice, Chosen):
+                    assert choice.considered + sum(choice.refused.values()) == choice.looked_at <= len(fleet)
                 if isinstance(choice, Refused):
                     check_explanation(fleet, change, choice)
                 else:

@@ -146,7 +146,7 @@ class WaitTimedOut(ClientError):
 
     def __init__(self, vm: "VmView | VmSight | None", waited_for: str, timeout_s: float) -> None:
         state = vm.state if vm else "queued"
-        super().__init__(f"not {waited_for} after {timeout_s:g} s: still {state}")
+        super().__init__(f"not {waited_for} after {timeout_s:.4g} s: still {state}")
         self.vm = vm
         self.waited_for = waited_for
         self.timeout_s = timeout_s

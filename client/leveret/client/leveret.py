@@ -265,6 +265,7 @@ class Leveret:
         selector: str | None = None,
         host: str | None = None,
         name: str | None = None,
+        group: str | None = None,
         page_size: int = 500,
     ) -> AsyncIterator[d.VmView]:
         """Every VM that matches, page after page; a page is only asked for when it is reached.
@@ -275,6 +276,7 @@ class Leveret:
             "state": state,
             "host": host,
             "name": name,
+            "group": group,
             "label": [f"{key}={value}" for key, value in (labels or {}).items()]
             + ([selector] if selector is not None else []),
             "limit": page_size,

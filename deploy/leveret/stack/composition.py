@@ -151,6 +151,7 @@ def _fake_hosts(layout: Layout, options: Options, peers: Peers) -> list[Service]
             "LEVERET_AMQP_URL": peers.amqp_urls["leveret-compute"],
             "LEVERET_HOST_STATE_DIR": str(layout.fake_hosts / name if index else layout.fake_hosts),
             "LEVERET_SIMULATE_PERSIST": "true",
+            "LEVERET_SIMULATE_ZONES": str(options.fake_zones),
         }
         if index:
             env["LEVERET_HOST_NAME"] = f"{socket.gethostname()}-{index + 1}"

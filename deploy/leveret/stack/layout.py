@@ -14,12 +14,14 @@ from leveret.stack.errors import StackError
 class Options:
     """What runs. `api_port` 0 chooses one; `image_dir` None is where script/guest-images builds.
 
-    Fake hosts are spread over `fake_workers` processes. `apis` beyond the first listen on ports of their own.
+    Fake hosts are spread over `fake_zones` zones and `fake_workers` processes. `apis` beyond the first listen on ports
+    of their own.
     """
 
     conductors: int = 1
     apis: int = 1
     fake_hosts: int = 0
+    fake_zones: int = 1
     fake_workers: int = 1
     libvirt: bool = True
     virt_type: str = "auto"
@@ -31,6 +33,7 @@ class Options:
         *,
         conductors: int | None = None,
         fake_hosts: int | None = None,
+        fake_zones: int | None = None,
         libvirt: bool | None = None,
         virt_type: str | None = None,
         api_port: int | None = None,
@@ -45,6 +48,7 @@ class Options:
         given = {
             "conductors": conductors,
             "fake_hosts": fake_hosts,
+            "fake_zones": fake_zones,
             "libvirt": libvirt,
             "virt_type": virt_type,
             "api_port": api_port,

@@ -187,7 +187,9 @@ class CreateVm(Document):
     @model_validator(mode="after")
     def _names_fit(self) -> "CreateVm":
         if self.name is not None and self.count > 1 and len(f"{self.name}-{self.count}") > MAX_NAME:
-            raise ValueError(f"name is too long to be numbered: with -{self.count} it has more than {MAX_NAME} signs")
+            raise ValueError(
+                f"name is too long to be numbered: with -{self.count} it has more than {MAX_NAME} characters"
+            )
         return self
 
     @model_validator(mode="after")

@@ -235,13 +235,16 @@ async def _image(leveret: "Leveret", image: str | None, sha256: str | None, imag
 
 def _show(vm: "VmView | None", build: Build, form: Format) -> None:
     """The hint for people on standard error, the VM for programs on standard output."""
+    from leveret.shared.lifecycle import WAITING
+
     name = vm.name if vm else str(build.name)
     if vm is not None and vm.state == "running":
         forwarded = vm.ssh is not None and vm.ssh.host != str(vm.address)
         at = "" if forwarded or vm.address is None else f" at {vm.address}"
         print(f"\n{name} is running{at}. Log in:  leveret ssh {name}", file=sys.stderr)
     elif vm is not None and build.target is None:
-        print(f"{name} is being built. Follow it:  leveret events -f {name}", file=sys.stderr)
+        does = "waits for room" if vm.step == WAITING else "is being built"
+        print(f"{name} {does}. Follow it:  leveret events -f {name}", file=sys.stderr)
     if form in {Format.JSON, Format.YAML}:
         emit_document(vm.model_dump(mode="json") if vm else {"id": str(build.vm_id), "name": name}, form)
     elif form is Format.NAME or not os.isatty(sys.stdout.fileno()):
@@ -250,12 +253,16 @@ def _show(vm: "VmView | None", build: Build, form: Format) -> None:
 
 def _show_all(vms: "tuple[VmView, ...]", build: Builds, form: Format) -> None:
     """As of one, for each."""
-    for vm in vms:
+    from leveret.shared.lifecycle import WAITING
+
+    if build.target is None:
+        first, *_, last = build.names
+        are = "wait for room" if any(vm.step == WAITING for vm in vms) else "are being built"
+        print(f"{len(build.names)} VMs {are}, {first} to {last}. Follow them:  leveret events -f", file=sys.stderr)
+    for vm in vms if build.target is not None else ():
         if vm.state == "running":
             at = f" at {vm.address}" if vm.address is not None else ""
             print(f"{vm.name} is running{at}. Log in:  leveret ssh {vm.name}", file=sys.stderr)
-    if build.target is None:
-        print(f"{', '.join(build.names)} are being built. Follow them:  leveret events -f", file=sys.stderr)
     if form in {Format.JSON, Format.YAML}:
         emit_document([vm.model_dump(mode="json") for vm in vms] or [{"name": name} for name in build.names], form)
     elif form is Format.NAME or not os.isatty(sys.stdout.fileno()):

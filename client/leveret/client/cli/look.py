@@ -9,7 +9,7 @@ from uuid import UUID
 import typer
 
 from leveret.client.cli.output import Format, Output, emit, emit_document, paint, write_facts
-from leveret.client.cli.session import VmName, complete_host, complete_vm, connect, run
+from leveret.client.cli.session import VmName, complete_group, complete_host, complete_vm, connect, run
 from leveret.client.errors import ApiError, ClientError, NotFound
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def list_(
     host: Annotated[
         str | None, typer.Option(metavar="HOST", help="Only VMs on this host.", autocompletion=complete_host)
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="GROUP", help="Only VMs of this group.", autocompletion=complete_group)
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """List VMs."""
@@ -64,7 +67,7 @@ def list_(
     async def body() -> "list[VmView]":
         async with connect(ctx) as leveret:
             wanted = ",".join(selector) if selector else None
-            found = leveret.list(state=State(state.value) if state else None, selector=wanted, host=host)
+            found = leveret.list(state=State(state.value) if state else None, selector=wanted, host=host, group=group)
             vms = [vm async for vm in found]
             if host and not vms:
                 await _warn_of_unknown_host(leveret, host)

@@ -10,7 +10,7 @@ FIELDS = frozenset({"hosts", "constraints", "only", "zones", "fits", "largest", 
 
 #: Why a host is refused, by the constraint's name.
 _WHY = {
-    "state": "are not up",
+    "state": "take no new VMs: cordoned, or not heard of",
     "hypervisor": "have a hypervisor that is not well",
     "failed_before": "failed to build it before",
     "host": "are not among those that were named",

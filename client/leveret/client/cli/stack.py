@@ -39,6 +39,9 @@ def up(
             min=0, max=10000, metavar="N", help="Simulated hosts, in place of this machine; with --libvirt, beside it."
         ),
     ] = None,
+    fake_zones: Annotated[
+        int | None, typer.Option(min=1, max=100, metavar="N", help="Zones that simulated hosts are in. Default: 1.")
+    ] = None,
     libvirt: Annotated[
         bool | None, typer.Option("--libvirt/--no-libvirt", help="Run guests on this machine. Default: yes.")
     ] = None,
@@ -60,11 +63,15 @@ def up(
     if virt_type not in {None, "auto", "kvm", "qemu"}:
         raise typer.BadParameter(f"{virt_type!r} is none of auto, kvm, qemu.")
     layout = _layout(state_dir)
+    from leveret.shared import logs
     from leveret.stack.up import up as start
+
+    logs.configure("leveret up", level="warning", style="console")
 
     options = layout.options().changed(
         conductors=conductors,
         fake_hosts=fake_hosts,
+        fake_zones=fake_zones,
         libvirt=libvirt,
         virt_type=virt_type,
         api_port=port,

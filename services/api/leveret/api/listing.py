@@ -55,7 +55,8 @@ async def batches(database: Database, asker: Asker, params: ListParams) -> Async
     while True:
         count = min(size, wanted)
         await asker.confirm()
-        rows = await database.rows(project, query, project, after, states, labels, params.host, params.name, count + 1)
+        matching = (states, labels, params.host, params.name, params.group)
+        rows = await database.rows(project, query, project, after, *matching, count + 1)
         batch = Batch(rows[:count], goes_on=len(rows) > count, wanted=wanted - count)
         yield batch
         if batch.is_last:

@@ -111,6 +111,7 @@ class ListParams(_Params):
     )
     host: Text | None = Field(default=None, description="Only those on this host, by id or name.")
     name: Text | None = Field(default=None, description="Only the one of this name.")
+    group: Text | None = Field(default=None, description="Only those of this group.")
     limit: Whole = Field(default=100, ge=1, le=100_000, description="The answer is streamed, so it may be a long one.")
     cursor: Text | None = Field(
         default=None, description="The `next` of the page before.", json_schema_extra={"pattern": CURSOR_PATTERN}

@@ -36,11 +36,12 @@ _MATCHES = """
     ))
     AND ($5::text IS NULL OR h.name = $5 OR v.host_id::text = $5)
     AND ($6::text IS NULL OR v.name = $6)
-ORDER BY v.id LIMIT $7
+    AND ($7::text IS NULL OR v.group_name = $7)
+ORDER BY v.id LIMIT $8
 """
 
 #: Parameters: project, id to start after, states, label requirements (see leveret.api.selectors), host id or name,
-#: VM name, limit; null means any.
+#: VM name, group, limit; null means any.
 LIST_LIVE_VMS = f"{_VM} WHERE v.project_id = $1 AND v.state <> 'deleted' {_MATCHES}"
 #: The same, with those that are deleted.
 LIST_ALL_VMS = f"{_VM} WHERE v.project_id = $1 {_MATCHES}"

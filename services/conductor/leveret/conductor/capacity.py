@@ -12,5 +12,8 @@ from leveret.shared.placements import AskCapacity, CapacityReport
 async def measure(connection: Connection, ask: AskCapacity) -> CapacityReport:
     """How many VMs of this shape fit now, in each zone."""
     fleet = Fleet(await hosts.snapshot(connection))
-    zones = fleet.capacity(wish_in(ask.placement, ask))
+    asked = ask.placement.zones
+    zones = {
+        zone: vms for zone, vms in fleet.capacity(wish_in(ask.placement, ask)).items() if not asked or zone in asked
+    }
     return CapacityReport(at=datetime.now(UTC), hosts=len(fleet), zones=zones, total=sum(zones.values()))

@@ -61,7 +61,7 @@ async def create(
     births = [
         _Birth(one.request, changes)
         for one, outcome in zip(wanted, outcomes, strict=True)
-        if (changes := _judge(one, outcome, seen, now, limits))
+        if (changes := _judge(one, outcome, vms.looked_at(seen, len(one.vms)), now, limits))
     ]
     written = [one async for one in _write(connection, await _with_addresses(connection, births))]
     await _finish(connection, written, around)
@@ -204,13 +204,13 @@ def _rows(request: Request, image: dict[str, str], now: datetime, limits: Limits
         )
 
 
-def _judge(one: _Wanted, outcome: Outcome, rooms: int, now: datetime, limits: Limits) -> tuple[Change, ...]:
+def _judge(one: _Wanted, outcome: Outcome, looked: int, now: datetime, limits: Limits) -> tuple[Change, ...]:
     """What is to be written of it; nothing when it is refused, or comes again."""
     match outcome:
         case Placed(changes):
             return changes
         case Problem() as problem if problem.code is Code.NO_CAPACITY and _waits(one):
-            return tuple(decisions.wait(vm, problem, rooms, now, limits) for vm in one.vms)
+            return tuple(decisions.wait(vm, problem, looked, now, limits) for vm in one.vms)
         case Problem() as problem:
             one.request.refuse(problem)
     return ()

@@ -26,6 +26,6 @@ async def delete(connection: Connection, order: Order, body: DeleteGroup) -> lis
     if there is None:
         raise fail(Code.GROUP_NOT_FOUND, f"Project {order.project!r} has no group {body.name!r}.")
     if there["vms"]:
-        raise fail(Code.GROUP_IN_USE, f"Group {body.name!r} has {there['vms']} VMs.")
+        raise fail(Code.GROUP_IN_USE, f"Group {body.name!r} has {there['vms']} VM{'s' if there['vms'] > 1 else ''}.")
     await groups.delete(connection, order.project, body.name)
     return [order.fact("group.deleted", name=body.name)]

@@ -78,6 +78,7 @@ class ReportHandler:
             listed = await vms.placed_on(connection, list(lists))
             rows = await vms.lock(connection, {vm_id for _, vm_id, _ in newest} | listed)
             fenced = await hosts.fenced(connection, {report.host_id for report in reports})
+            off = fenced.keys() | await hosts.retired(connection, {report.host_id for report in reports})
             strays: set[UUID] = set()
             changes: list[Change] = []
             commands: list[Command] = []
@@ -85,7 +86,7 @@ class ReportHandler:
                 row = rows.get(vm_id)
                 vm = row if row is None or host_id in fenced else _caught_up(row, host_id, report)
                 if vm is None or vm.host_id != host_id or vm.token != report.token:
-                    answer = _answer_stale(vm, host_id, report, epoch, is_fenced=host_id in fenced)
+                    answer = _answer_stale(vm, host_id, report, epoch, is_off=host_id in off)
                     strays |= {host_id} if answer else set()
                     commands += answer
                     continue
@@ -194,10 +195,10 @@ def _absent(vm: Vm, report: HostReport) -> VmReport:
     )
 
 
-def _answer_stale(vm: Vm | None, host_id: UUID, report: VmReport, epoch: int, *, is_fenced: bool) -> list[Command]:
+def _answer_stale(vm: Vm | None, host_id: UUID, report: VmReport, epoch: int, *, is_off: bool) -> list[Command]:
     """A report under a fence that is not the row's. Only what is proven to be over is removed (law 3).
 
-    On a fenced host that is whatever is not placed there any more, wherever it may be placed next.
+    On a host that was declared off that is whatever is not placed there any more, wherever it may be placed next.
     """
     metrics.REPORTS.labels(outcome="stale").inc()
     if report.observed is Observed.ABSENT:
@@ -205,7 +206,7 @@ def _answer_stale(vm: Vm | None, host_id: UUID, report: VmReport, epoch: int, *,
     if vm is None:
         log.warning("vm.unknown", vm_id=str(report.vm_id), host_id=str(host_id), note="left alone")
         return []
-    is_over = vm.token is None and is_fenced
+    is_over = vm.token is None and is_off
     if vm.state is State.DELETED or is_over or (vm.token is not None and vm.token > report.token):
         log.warning("vm.remnant", vm_id=str(vm.id), host_id=str(host_id), token=report.token)
         return [Command(host_id, dispatch.absent(vm, epoch, report.token))]

@@ -51,7 +51,7 @@ class Vm:
     ssh: dict[str, Any] | None = None
     problem: dict[str, Any] | None = None
     sent_at: datetime | None = None
-    #: How much room had come about anywhere when it was last looked at in vain.
+    #: What it was last looked at with, in vain; see store.vms.looked_at.
     looked_rooms: int | None = None
     recent_requests: tuple[str, ...] = ()
     #: Whether there was user-data that the guest has read, and that is gone since; the database sets it.

@@ -77,7 +77,8 @@ class Sweeper:
                     case Placed(changes):
                         placed += changes
                     case Problem() as problem:
-                        refused += [decisions.unplaceable(vm, problem, rooms, now, self._limits) for vm in bundle]
+                        looked = vms.looked_at(rooms, len(bundle))
+                        refused += [decisions.unplaceable(vm, problem, looked, now, self._limits) for vm in bundle]
             await vms.record(connection, [*placed, *refused])
             return len(placed), await dispatch.commands_for(connection, [change.after.id for change in placed])
 

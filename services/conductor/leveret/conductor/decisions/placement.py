@@ -45,21 +45,21 @@ def placed(
     return moved(vm, after, "scheduled", host=host_name, host_id=str(host_id), attempt=after.attempts, **(why or {}))
 
 
-def unplaceable(vm: Vm, problem: Problem, rooms: int, now: datetime, limits: Limits) -> Change:
-    """No host takes it now. It waits for room if its owner wants that; `rooms` is how much had come about by now.
+def unplaceable(vm: Vm, problem: Problem, looked: int, now: datetime, limits: Limits) -> Change:
+    """No host takes it now. It waits for room if its owner wants that; `looked` is what it was looked at with.
 
     One that does not wait, and failed elsewhere before, ends with the reasons of that, too.
     """
     if problem.code is Code.NO_CAPACITY and vm.waits_for_capacity:
-        return wait(vm, problem, rooms, now, limits)
+        return wait(vm, problem, looked, now, limits)
     if not vm.failed_hosts:
         return failed(vm, problem)
     return failed(vm, build_problem(vm, **problem.details))
 
 
-def wait(vm: Vm, problem: Problem, rooms: int, now: datetime, limits: Limits) -> Change:
+def wait(vm: Vm, problem: Problem, looked: int, now: datetime, limits: Limits) -> Change:
     """There is no room for it yet, and `problem` says why. That it waits is said once."""
-    after = replace(vm, step=WAITING, problem=told(problem), looked_rooms=rooms)
+    after = replace(vm, step=WAITING, problem=told(problem), looked_rooms=looked)
     if vm.step == WAITING:
         return Change(vm, after)
     after = replace(after, deadline=now + limits.wait)

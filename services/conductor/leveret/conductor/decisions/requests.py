@@ -116,7 +116,8 @@ def _start(vm: Vm, now: datetime, limits: Limits) -> Change | None:
         )
     if vm.desired is Desired.RUNNING and (vm.state is not State.STOPPED or vm.is_lagging):
         return None
-    return wish(vm, "start", now + limits.change, desired=Desired.RUNNING, problem=None)
+    problem = vm.problem if vm.state is State.PENDING else None  # why it still waits
+    return wish(vm, "start", now + limits.change, desired=Desired.RUNNING, problem=problem)
 
 
 def _stop(vm: Vm, grace_s: int, now: datetime, limits: Limits) -> Change | None:

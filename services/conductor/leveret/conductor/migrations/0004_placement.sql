@@ -73,7 +73,7 @@ END
 $$;
 CREATE TRIGGER hosts_count_rooms BEFORE UPDATE ON hosts FOR EACH ROW EXECUTE FUNCTION hosts_count_rooms();
 
--- That sum, when a VM that waits for room was last looked at.
+-- That sum, with the number of those that are to be placed together, when a VM that waits was last looked at.
 ALTER TABLE vms ADD COLUMN looked_rooms bigint;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON groups TO leveret_conductor;

@@ -82,11 +82,14 @@ class Refused:
             return "There is no host."
         counts = ", ".join(f"{name} {count}" for name, count in self.constraints.items())
         if self.vms > 1:
-            return f"Of these {self.vms} VMs only {self.vms_fitting} would fit; the rest is refused by: {counts}."
+            fit = f"only {self.vms_fitting}" if self.vms_fitting else "none"
+            return f"Of these {self.vms} VMs {fit} would fit; the rest is refused by: {counts}."
         nobody = "The only host cannot" if self.hosts == 1 else f"None of the {self.hosts} hosts can"
         return f"{nobody} take this VM; refused by: {counts}."
 
     def _hint(self) -> str | None:
+        if self.constraints.get("state") == self.hosts > 0:
+            return "No host takes new VMs: `leveret host list` says which are cordoned, and which are not heard of."
         said = []
         fits = list(self.fits)
         if self.constraints.get("zone") == self.hosts > 0:

@@ -100,6 +100,8 @@ class Search:
             if position >= last and self._ideal:
                 break
             host = hosts[position]
+            if seen and host.id in seen:
+                continue
             looked_at += 1
             # The three sizes are what refuses most: asked here, they cost no call.
             if host.memory_mib_free < memory_mib:
@@ -108,7 +110,7 @@ class Search:
                 no_vcpus += 1
             elif host.disk_gib_free < disk_gib:
                 no_disk += 1
-            elif (not seen or host.id not in seen) and self._judge(host, checks) and self._is_enough(level):
+            elif self._judge(host, checks) and self._is_enough(level):
                 break
         self.looked_at += looked_at
         refused = no_vcpus + no_memory + no_disk

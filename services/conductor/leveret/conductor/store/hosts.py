@@ -45,7 +45,11 @@ ON CONFLICT (id) DO UPDATE SET
     taints = excluded.taints, vms_max = excluded.vms_max,
     images = CASE WHEN h.images = excluded.images THEN h.images ELSE excluded.images END,
     state = CASE h.state WHEN 'silent' THEN 'up' ELSE h.state END,
-    state_reason = CASE h.state WHEN 'silent' THEN NULL ELSE h.state_reason END,
+    state_reason = CASE h.state
+        WHEN 'silent' THEN NULL
+        WHEN 'retired' THEN 'still heard of: stop its worker; what is over on it is removed'
+        ELSE h.state_reason
+    END,
     heartbeat_at = now()
 WHERE h.epoch <= excluded.epoch
 """
@@ -127,6 +131,12 @@ async def fenced(connection: Connection, ids: Collection[UUID], *, hold: bool = 
     """Those of these hosts that are fenced; with `hold` they stay so until the transaction ends."""
     rows = await connection.fetch(f"{_FENCED} FOR SHARE" if hold else _FENCED, list(ids))
     return {row["id"]: Fenced(row["fenced_epoch"], row["is_clean"]) for row in rows}
+
+
+async def retired(connection: Connection, ids: Collection[UUID]) -> set[UUID]:
+    """Those of these hosts that were given up for good, and are heard of all the same."""
+    rows = await connection.fetch("SELECT id FROM hosts WHERE state = 'retired' AND id = ANY($1)", list(ids))
+    return {row["id"] for row in rows}
 
 
 async def mark_clean(connection: Connection, epochs: Mapping[UUID, int]) -> None:

@@ -111,7 +111,10 @@ WITH due AS (
     SELECT id, bundle, created_at, row_number() OVER (PARTITION BY project_id ORDER BY created_at, id) + (
         SELECT count(*) FROM vms placed WHERE placed.project_id = vms.project_id AND placed.host_id IS NOT NULL
     ) AS turn
-    FROM vms WHERE state = 'pending' AND deadline > now() AND looked_rooms IS DISTINCT FROM $1
+    FROM vms WHERE state = 'pending' AND deadline > now() AND looked_rooms IS DISTINCT FROM $1 * 128 + CASE
+        WHEN bundle IS NULL THEN 1
+        ELSE (SELECT count(*) FROM vms mates WHERE mates.bundle = vms.bundle AND mates.state = 'pending')
+    END
 ), first AS (
     SELECT coalesce(bundle, id) AS bundle, min(turn) AS turn, min(created_at) AS since FROM due
     GROUP BY 1 ORDER BY 2, 3 LIMIT $2
@@ -125,8 +128,16 @@ FROM locked ORDER BY turn, since, bundle, id
 """
 
 
+def looked_at(rooms: int, companions: int) -> int:
+    """What a VM that waits was looked at with: so much room that had come about, and so many to be placed together.
+
+    Both change what comes of another look: a bundle of which one was deleted needs less. There are at most 100.
+    """
+    return rooms * 128 + companions
+
+
 async def lock_pending(connection: Connection, rooms: int, limit: int) -> list[list[Vm]]:
-    """VMs that wait for a host, unless another conductor is at them, or they were looked at with just these `rooms`.
+    """VMs that wait for a host, unless another conductor is at them, or they were looked at as they are (`looked_at`).
 
     Up to `limit` bundles, each to be placed whole; a VM that was asked for by itself is a bundle of one. As if they
     were placed one after the other, the next is always of the project that has the fewest VMs then, and its oldest.
