@@ -12,11 +12,15 @@ from leveret.client.cli import reaching
 from leveret.client.cli.doctor import config_file
 from leveret.client.config import Config, Context, Contexts, write_contexts
 from leveret.shared.documents import HostView, ProjectView
+from leveret.shared.errors import Code, Problem
 from leveret.stack import health
 from leveret.stack.layout import Layout
 from leveret.stack.ports import free_port
 
 pytestmark = pytest.mark.unit
+
+
+LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 
 def host(name: str = "h1", **changes: Any) -> HostView:
@@ -74,10 +78,13 @@ def test_a_token_file_that_is_gone_is_found(tmp_path: Path) -> None:
     ("hosts", "levels"),
     [
         ([], ["fail"]),
-        ([host(state="retired")], ["fail"]),
+        ([host(state="retired", heartbeat_at=LONG_AGO)], ["fail"]),
+        ([host(state="retired")], ["fail", "fail"]),
         ([host()], ["ok"]),
         ([host(state="silent")], ["fail"]),
         ([host(), host("h2", state="silent")], ["warn", "ok"]),
+        ([host(), host("h2", state="retired")], ["fail", "ok"]),
+        ([host(problem=Problem.of(Code.DISK_FULL, "The pool is full."))], ["warn", "ok"]),
         ([host(), host("h2", state="cordoned")], ["warn", "ok"]),
         ([host(vcpus_used=4)], ["warn"]),
         ([host(memory_mib_used=8000), host("h2")], ["ok"]),

@@ -26,6 +26,8 @@ _TIMEOUT_S = 5.0
 #: The header tells whole seconds.
 _CLOCKS_APART_S = 3.0
 _EXPIRES_SOON = timedelta(days=7)
+#: A host that was heard of so lately, in seconds, is there.
+_LATELY_S = 60
 _NEARLY = 0.9
 _START = "`leveret status` shows what runs on this machine, `leveret up` starts it."
 
@@ -215,8 +217,21 @@ async def _hosts(leveret: "Leveret") -> Iterator[Finding]:
     return hosts(await leveret.hosts())
 
 
+def _undead(found: "tuple[HostView, ...]") -> Iterator[Finding]:
+    """Hosts that are not as they were said to be, or as they should be."""
+    from leveret.client.cli.columns import seconds_since
+
+    for host in found:
+        if host.state == "retired" and seconds_since(host.heartbeat_at) < _LATELY_S:
+            advice = "stop its worker and its guests: what is over there may run a second time elsewhere."
+            yield fail("hosts", f"{host.name} was retired, and is still heard of.", advice)
+        elif host.state == "up" and host.problem is not None:
+            yield warn("hosts", f"{host.name} gets no new VMs: {host.problem.message}", host.problem.hint)
+
+
 def hosts(found: "tuple[HostView, ...]") -> Iterator[Finding]:
-    """Whether there is somebody to build VMs."""
+    """Whether there is somebody to build VMs, and nobody who should not be there."""
+    yield from _undead(found)
     by_state: dict[str, list[str]] = {}
     for host in found:
         if host.state != "retired":
