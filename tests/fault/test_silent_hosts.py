@@ -199,8 +199,9 @@ async def test_commands_that_come_late_change_nothing(house: Installation, clien
     assert len({one.body for one in commands}) >= 6
     await unchanged(house, client, [*ids, gone], Saying("leveret-conductor", topology.HOSTS.name, commands))
     old = sum(json.loads(one.body)["host_epoch"] == min(epochs) for one in commands)
-    for outcome, at_least in {"other_epoch": 3 * old, "stale": 3, "late": 3}.items():
-        await eventually(lambda: counted(house, outcome) >= at_least, within_s=30, what=f"{at_least} {outcome}")  # noqa: B023
+    await eventually(lambda: counted(house, "other_epoch") >= 3 * old, within_s=30, what="those of old are passed over")
+    # One about a VM that was removed is late, or stale as long as its host still makes sure that it is gone.
+    await eventually(lambda: counted(house, "stale") + counted(house, "late") >= 6, within_s=30, what="and late ones")
     after = await placements(house, [ids[0], *ids[2:]])
     assert {vm_id: place[:2] for vm_id, place in after.items()} == {vm_id: before[vm_id][:2] for vm_id in after}
     await clear(house, client)
