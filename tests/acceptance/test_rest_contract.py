@@ -29,7 +29,7 @@ def installation() -> Iterator[Installation]:
 
 
 def test_every_operation_keeps_the_contract(installation: Installation, tmp_path: Path) -> None:
-    explore(installation, tmp_path, "--max-examples=3", "--generation-deterministic")
+    explore(installation, tmp_path, "--max-examples=2", "--generation-deterministic")
 
 
 @pytest.mark.slow
