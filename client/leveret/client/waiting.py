@@ -92,7 +92,7 @@ class Wait:
             except VmFailed:
                 await self._hear_out(listener, vm.state)
                 raise
-            await self._next_news(listener, _LOOK_S)
+            await next_news(self._news, listener, _LOOK_S)
 
     def _is_reached_by(self, vm: VmView) -> bool:
         """Raises VmFailed when it will never be, by itself."""
@@ -109,16 +109,6 @@ class Wait:
                     self._on_event(event)
                 self._news.set()
 
-    async def _next_news(self, listener: "asyncio.Task[None]", within_s: float) -> None:
-        """Return with the next event, or after this time. Raises what ended the listening."""
-        news = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait({news, listener}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        if listener.done():
-            listener.result()
-
     async def _hear_out(self, listener: "asyncio.Task[None]", last_word: str) -> None:
         """Let who listens hear the end of the story too."""
         if self._on_event is None:
@@ -127,4 +117,16 @@ class Wait:
             async with asyncio.timeout(_LAST_WORD_S):
                 while last_word not in self._heard:
                     self._news.clear()
-                    await self._next_news(listener, _LAST_WORD_S)
+                    await next_news(self._news, listener, _LAST_WORD_S)
+
+
+async def next_news(news: asyncio.Event, listener: "asyncio.Task[None]", within_s: float) -> bool:
+    """Return with the next news, or after this time; whether there was any. Raises what ended the listening."""
+    waiting = asyncio.ensure_future(news.wait())
+    try:
+        await asyncio.wait({waiting, listener}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if listener.done():
+        listener.result()
+    return news.is_set()

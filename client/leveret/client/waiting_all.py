@@ -6,7 +6,7 @@ from contextlib import aclosing, suppress
 from uuid import UUID
 
 from leveret.client.errors import VmFailed, WaitTimedOut
-from leveret.client.waiting import LAST_WORD, OnEvent, check_target
+from leveret.client.waiting import LAST_WORD, OnEvent, check_target, next_news
 from leveret.shared.documents import EventView, VmView
 from leveret.shared.waiting import Outcome, Standing, Target, judge
 
@@ -68,7 +68,7 @@ class WaitAll:
             await self._look_at(looked_at)
             if not self._missing:
                 return
-            if not await self._next_news(listener, _LOOK_S):
+            if not await next_news(self._news, listener, _LOOK_S):
                 self._with_news = set(self._missing)
 
     async def _look_at(self, vm_ids: Iterable[UUID]) -> None:
@@ -106,17 +106,6 @@ class WaitAll:
                 self._with_news.add(event.vm_id)
                 self._news.set()
 
-    async def _next_news(self, listener: "asyncio.Task[None]", within_s: float) -> bool:
-        """Whether there was any within this time. Raises what ended the listening."""
-        news = asyncio.ensure_future(self._news.wait())
-        try:
-            await asyncio.wait({news, listener}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            news.cancel()
-        if listener.done():
-            listener.result()
-        return self._news.is_set()
-
     async def _hear_out(self, listener: "asyncio.Task[None]") -> None:
         """Let who listens hear the end of each story too."""
         if self._on_event is None:
@@ -125,4 +114,4 @@ class WaitAll:
             async with asyncio.timeout(_LAST_WORD_S):
                 while self._silent:
                     self._news.clear()
-                    await self._next_news(listener, _LAST_WORD_S)
+                    await next_news(self._news, listener, _LAST_WORD_S)

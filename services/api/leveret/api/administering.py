@@ -1,6 +1,5 @@
 """An administrator at work on one project: may they, and what became of what they asked for."""
 
-import time
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -9,8 +8,9 @@ from fastapi import Depends, Path, Request
 from pydantic import TypeAdapter, ValidationError
 
 from leveret.api import queries
+from leveret.api.asking import ask_for
 from leveret.api.auth import Identity, Reader, may_administer
-from leveret.api.requests import ASK_AGAIN, Ask
+from leveret.api.requests import ASK_AGAIN
 from leveret.api.service import service_of
 from leveret.shared.documents import Document, ProjectId
 from leveret.shared.errors import Code, LeveretError, fail
@@ -34,14 +34,7 @@ class Desk:
 
     async def ask(self, document: Document, *, hint: str = ASK_AGAIN) -> None:
         """Return when it is committed. Raises what `Requests.judge` raises."""
-        ask = Ask(
-            project=self.project,
-            actor=self.identity.actor,
-            request_id=self.request.state.request_id,
-            document=document,
-            at=time.time(),
-            traceparent=self.request.headers.get("traceparent"),
-        )
+        ask = ask_for(self.request, self.identity, document, project=self.project)
         await service_of(self.request).requests.judge(ask, hint=hint)
 
     async def row(self, query: str, *arguments: object) -> asyncpg.Record | None:

@@ -1,15 +1,14 @@
 """Checking the installation over REST: a conductor looks at every invariant, and says what is broken."""
 
-import time
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from leveret.api.asking import ask_for
 from leveret.api.auth import Administrator
 from leveret.api.bodies import body_of
 from leveret.api.params import Nothing
-from leveret.api.requests import Ask
 from leveret.api.service import service_of
 from leveret.shared.checks import CheckReport, RunCheck
 from leveret.shared.errors import Code, fail
@@ -24,14 +23,7 @@ async def post_check(
     document: Annotated[RunCheck, Depends(body_of(RunCheck, optional=True))],
     _params: Nothing,
 ) -> Response:
-    ask = Ask(
-        project=identity.project,
-        actor=identity.actor,
-        request_id=request.state.request_id,
-        document=document,
-        at=time.time(),
-        traceparent=request.headers.get("traceparent"),
-    )
+    ask = ask_for(request, identity, document)
     report = await service_of(request).requests.ask(ask, CheckReport, wait_s=WAIT_S)
     if report is None:
         raise fail(

@@ -1,6 +1,5 @@
 """Groups over REST: VMs that are placed with regard to each other."""
 
-import time
 from typing import Annotated
 
 import asyncpg
@@ -10,11 +9,11 @@ from starlette.responses import Response
 
 from leveret.api import queries, views
 from leveret.api.administering import is_valid
+from leveret.api.asking import ask_for
 from leveret.api.auth import Identity, Reader, Writer
 from leveret.api.bodies import body_of
 from leveret.api.paging import cursor_of_name
 from leveret.api.params import ByName, Nothing
-from leveret.api.requests import Ask
 from leveret.api.service import service_of
 from leveret.shared.documents import Document, VmName
 from leveret.shared.errors import Code, LeveretError, fail
@@ -64,15 +63,7 @@ async def delete_group(request: Request, group: GroupPath, identity: Writer, _pa
 
 async def _ask(request: Request, identity: Identity, document: Document) -> None:
     """Return when it is committed. Raises what `Requests.judge` raises."""
-    ask = Ask(
-        project=identity.project,
-        actor=identity.actor,
-        request_id=request.state.request_id,
-        document=document,
-        at=time.time(),
-        traceparent=request.headers.get("traceparent"),
-    )
-    await service_of(request).requests.judge(ask)
+    await service_of(request).requests.judge(ask_for(request, identity, document))
 
 
 async def _row(request: Request, identity: Identity, name: str) -> asyncpg.Record | None:

@@ -1,6 +1,5 @@
 """Hosts over REST, for administrators: how they are, and what is ordered of them."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -9,10 +8,10 @@ from fastapi import Depends, Path, Request
 from starlette.responses import Response
 
 from leveret.api import queries, views
+from leveret.api.asking import ask_for
 from leveret.api.auth import Administrator
 from leveret.api.bodies import body_of
 from leveret.api.params import Nothing
-from leveret.api.requests import Ask
 from leveret.api.service import service_of
 from leveret.shared.documents import CordonHost, Document, FenceHost, HostView, RetireHost, UncordonHost
 from leveret.shared.errors import Code, fail
@@ -50,15 +49,8 @@ def action(model: type[Document]) -> Callable[..., Awaitable[Response]]:
         _params: Nothing,
     ) -> Response:
         host_id = (await find(request, host)).id
-        ask = Ask(
-            project=identity.project,
-            actor=identity.actor,
-            request_id=request.state.request_id,
-            document=ORDERS[model].model_validate({**document.model_dump(), "host_id": host_id}),
-            at=time.time(),
-            traceparent=request.headers.get("traceparent"),
-        )
-        await service_of(request).requests.judge(ask)
+        order = ORDERS[model].model_validate({**document.model_dump(), "host_id": host_id})
+        await service_of(request).requests.judge(ask_for(request, identity, order))
         return _json(await find(request, str(host_id)))
 
     return act

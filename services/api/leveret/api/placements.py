@@ -1,15 +1,13 @@
 """Why a VM stands where it does, and how many more there is room for, over REST."""
 
-import time
-
 from fastapi import Request
 from starlette.responses import Response
 
 from leveret.api import queries, views
+from leveret.api.asking import ask_for
 from leveret.api.auth import Reader
 from leveret.api.params import Asking, Nothing, VmId
 from leveret.api.problems import Refusal
-from leveret.api.requests import Ask
 from leveret.api.service import service_of
 from leveret.api.vms import not_found
 from leveret.api.waits import look
@@ -35,14 +33,7 @@ async def get_placement(request: Request, vm_id: VmId, identity: Reader, _params
 
 async def get_capacity(request: Request, identity: Reader, params: Asking) -> Response:
     """Nobody else knows all hosts of all projects: a conductor is asked."""
-    ask = Ask(
-        project=identity.project,
-        actor=identity.actor,
-        request_id=request.state.request_id,
-        document=params.question(),
-        at=time.time(),
-        traceparent=request.headers.get("traceparent"),
-    )
+    ask = ask_for(request, identity, params.question())
     report = await service_of(request).requests.ask(ask, CapacityReport, wait_s=WAIT_S)
     if report is None:
         raise fail(Code.UNAVAILABLE, f"No conductor has answered within {WAIT_S:.0f} s.")
