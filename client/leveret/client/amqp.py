@@ -18,7 +18,7 @@ from leveret.client.broker import is_up, shown, user_of, why_down
 from leveret.client.errors import ApiError, ClientError, EventGap, Unavailable, Unreachable, WaitTimedOut, refusal
 from leveret.client.inputs import check_amqp_url, check_request_id, check_traceparent
 from leveret.client.own_queue import brief, kept
-from leveret.client.receipt import ANY, IfMatch, MadeVm, Receipt, one_of, tag_of
+from leveret.client.receipt import ANY, IfMatch, MadeVm, Receipt, all_of, one_of, tag_of
 from leveret.client.sights import Sights, VmSight
 from leveret.client.waiting import check_target
 from leveret.client.watching import WATCH_RETRY_S, OnGap
@@ -314,12 +314,7 @@ class LeveretAmqp:
         """What was heard of the VMs, in order, once all are what was waited for. Raises as `wait` does."""
         check_target(target)
         until = time.monotonic() + timeout_s
-        if isinstance(vms, Receipt):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    vms = (await vms.judged()).vm_ids
-            except TimeoutError:
-                raise WaitTimedOut(None, target, timeout_s) from None
+        vms = await all_of(vms, target, timeout_s)
         left_s = max(0.0, until - time.monotonic())
         waits = [asyncio.create_task(self.wait(vm_id, target, timeout_s=left_s)) for vm_id in vms]
         try:

@@ -12,10 +12,10 @@ from uuid import UUID
 import httpx2
 from pydantic import BaseModel
 
-from leveret.client.errors import Ambiguous, ApiError, Conflict, EventGap, NotFound, WaitTimedOut
+from leveret.client.errors import Ambiguous, ApiError, Conflict, EventGap, NotFound
 from leveret.client.http import Http, OnRetry, unreadable
 from leveret.client.inputs import check_traceparent
-from leveret.client.receipt import ANY, IfMatch, Receipt, one_of, tag_of
+from leveret.client.receipt import ANY, IfMatch, Receipt, all_of, one_of, tag_of
 from leveret.client.waiting import OnEvent, Wait, check_target
 from leveret.client.waiting_all import WaitAll
 from leveret.client.watching import WATCH_RETRY_S, OnGap, Watch
@@ -330,12 +330,7 @@ class Leveret:
         """
         check_target(target)
         until = time.monotonic() + timeout_s
-        if isinstance(vms, Receipt):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    vms = (await vms.judged()).vm_ids
-            except TimeoutError:
-                raise WaitTimedOut(None, target, timeout_s) from None
+        vms = await all_of(vms, target, timeout_s)
         if after == "latest":
             _, after = await self.events_page(after="latest")
         watch = Watch(self._http, _events(None), after, give_up_s=timeout_s, on_gap=_unheeded)

@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address
 from typing import Literal
 from uuid import UUID
 
 from pydantic import ConfigDict, PrivateAttr, model_validator
 
-from leveret.client.errors import ClientError, Unavailable, Unreachable
+from leveret.client.errors import ClientError, Unavailable, Unreachable, WaitTimedOut
 from leveret.shared.documents import Document, RequestView, VmView, revision_of
 from leveret.shared.headers import SILENT_MARK, is_if_match
 from leveret.shared.ids import ids_of
@@ -114,3 +114,14 @@ def one_of(vm: UUID | Receipt) -> UUID:
     if vm.count > 1:
         raise ValueError("this receipt is for several VMs: give it to `wait_all`")
     return vm.vm_id
+
+
+async def all_of(vms: Sequence[UUID] | Receipt, target: str, timeout_s: float) -> Sequence[UUID]:
+    """The VMs that are meant, once a request for them is judged. Raises its refusal, or WaitTimedOut."""
+    if not isinstance(vms, Receipt):
+        return vms
+    try:
+        async with asyncio.timeout(timeout_s):
+            return (await vms.judged()).vm_ids
+    except TimeoutError:
+        raise WaitTimedOut(None, target, timeout_s) from None

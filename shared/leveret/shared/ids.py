@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 import uuid
+from functools import lru_cache
 
 #: Namespace of ids made from an Idempotency-Key: UUIDv5 of this and "project/key".
 NAMESPACE = uuid.UUID("6c657665-7265-5400-8000-76656c657400")
@@ -35,6 +36,7 @@ def id_for_key(project: str, key: str) -> uuid.UUID:
     return uuid.uuid5(NAMESPACE, f"{project}/{key}")
 
 
+@lru_cache(maxsize=1024)  # a conductor asks again and again while it carries a request out
 def ids_of(request: uuid.UUID, count: int) -> tuple[uuid.UUID, ...]:
     """The VMs that a request of this id is about: itself; of several, UUIDv5 of it and "1", "2" and so on."""
     if count == 1:
